@@ -1,0 +1,22 @@
+"""The one exception that is meant for a person's eyes."""
+
+import errno
+import os
+
+
+class UserError(Exception):
+    """An error that the user can mend: one sentence that says what is wrong, where, and what to do."""
+
+
+def os_error_sentence(error: OSError) -> str:
+    """Say an operating-system error in one sentence, with the file it concerns and the remedy where there is one."""
+    where = f" at {os.fspath(error.filename)}" if error.filename else ""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return f"The disk is full{where}: free some space and run again; nothing was left half-made."
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return f"Writing or reading is not permitted{where}: check the owner and the mode of the file."
+        case errno.ENOENT:
+            return f"There is no such file{where}."
+        case _:
+            return f"{error.strerror or error}{where}."

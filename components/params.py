@@ -1,0 +1,262 @@
+"""Configuration: `params.yaml`, parsed once into typed, frozen objects; whatever is unknown or impossible is named.
+
+A preset is a file in `components/presets/` with only the values in which it differs; `flawline run --preset NAME`
+writes them into `params.yaml`, which stays the single place that says what is computed.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from components.errors import UserError
+from components.images import ImageLimits
+
+PRESETS = Path(__file__).parent / "presets"
+
+Method = Literal[
+    "pretrained", "cutpaste-binary", "cutpaste-scar", "cutpaste-union", "cutpaste-3way", "rotation", "cutout"
+]
+
+
+class _Section(BaseModel):
+    """A frozen section of the file, which refuses keys that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataParams(_Section):
+    """Where the images are: `root/CATEGORY/train/good/…`, in MVTec AD layout."""
+
+    root: str
+    categories: tuple[str, ...] = Field(min_length=1)
+
+
+class LimitParams(_Section):
+    """What an image file may be at most; see `components.images.ImageLimits`."""
+
+    max_pixels: int = Field(100_000_000, gt=0)
+    max_bytes: int = Field(500_000_000, gt=0)
+
+    def image_limits(self) -> ImageLimits:
+        """The same limits as the reader of images takes them."""
+        return ImageLimits(self.max_pixels, self.max_bytes)
+
+
+class DemoParams(_Section):
+    """The demo data set: tiles cut from photographs, with drawn defects."""
+
+    seed: int = Field(0, ge=0)
+    tile: int = Field(128, ge=64, le=240)
+    train: int = Field(64, ge=8)
+    test_good: int = Field(20, ge=1)
+    per_kind: int = Field(6, ge=1)
+
+
+class ImageParams(_Section):
+    """Geometry: every image is resampled to `size` × `size` pixels."""
+
+    size: int = Field(256, ge=32, le=1024)
+
+
+class ValidationParams(_Section):
+    """Limits of the data checks; the robust ones count in median absolute deviations of the training images.
+
+    min_good: fewest good training images. min_side: shortest side in pixels.
+    max_deviations: how far the brightness, sharpness … of one image may lie from the median.
+    max_outlier_share: which share of the good images may lie further without a warning.
+    max_shift: how far the median of the good test images may lie from that of the training images.
+    """
+
+    min_good: int = Field(10, ge=2)
+    min_side: int = Field(32, ge=1)
+    max_deviations: float = Field(8.0, gt=0)
+    max_outlier_share: float = Field(0.05, ge=0, le=1)
+    max_shift: float = Field(3.0, gt=0)
+
+
+class SynthesisParams(_Section):
+    """CutPaste in the paper's terms (section 3, appendix A); pixel lengths are at 256 px and scale with the image."""
+
+    area: tuple[float, float] = (0.02, 0.15)
+    aspect: tuple[float, float] = (0.3, 3.3)
+    jitter: float = Field(0.1, ge=0, le=0.5)
+    rotation: float = Field(0.0, ge=0, le=180)
+    scar_width: tuple[float, float] = (2, 16)
+    scar_length: tuple[float, float] = (10, 25)
+    scar_rotation: float = Field(45.0, ge=0, le=180)
+    image_jitter: float = Field(0.1, ge=0, le=0.5)
+    translation: float = Field(0.03, ge=0, le=0.5)
+    held_out: float = Field(0.2, gt=0, lt=0.9)
+    exam_images: int = Field(120, ge=2)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for name in ("area", "aspect", "scar_width", "scar_length"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} must be two positive numbers in ascending order, not {low}, {high}")
+        return self
+
+
+class BackboneParams(_Section):
+    """The network: a name of timm's, or `torchvision/NAME`; and where its weights come from.
+
+    weights: "packaged" (EfficientNet-Lite0, no download), "library" (timm's or torchvision's own download),
+    "none" (random), or the path of a .safetensors or .pth file.
+    """
+
+    name: str = "tf_efficientnet_lite0"
+    weights: str = "packaged"
+
+
+class TrainingParams(_Section):
+    """Self-supervised training: first the head alone, then all layers (section 4.3), one cosine cycle each."""
+
+    head_steps: int = Field(0, ge=0)
+    head_rate: float = Field(0.03, gt=0)
+    steps: int = Field(0, ge=0)
+    rate: float = Field(1e-4, gt=0)
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(3e-5, ge=0)
+    batch: int = Field(24, ge=1)
+    projection: tuple[int, ...] = (512,)
+    freeze_batch_norm: bool = True
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    checkpoint_steps: int = Field(25, ge=1)
+    exam_steps: int = Field(50, ge=1)
+
+
+class FitParams(_Section):
+    """The density: which compositions of levels and Gaussians sit the exam, and how many of the best are averaged."""
+
+    folds: int = Field(5, ge=2)
+    best: int = Field(3, ge=1)
+    margin: float = Field(0.0, ge=0, lt=1)
+
+
+class ThresholdParams(_Section):
+    """The alarm threshold, from held-out good images alone: the share of good parts that may be called defective."""
+
+    false_alarm_rate: float = Field(0.02, gt=0, lt=1)
+    confidence: float = Field(0.95, gt=0, lt=1)
+
+
+class EvaluationParams(_Section):
+    """What is measured on the test images."""
+
+    aupro_fpr_limit: float = Field(0.3, gt=0, le=1)
+    bootstrap: int = Field(500, ge=0)
+    gallery: int = Field(12, ge=1)
+
+
+class ArchiveParams(_Section):
+    """A published archive: its address, and the SHA-256 of its content in hex."""
+
+    url: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class FetchLimits(_Section):
+    """What a download may be at most, and how patient it is; `max_ratio` is unpacked bytes per byte of archive."""
+
+    max_archive_bytes: int = Field(20_000_000_000, gt=0)
+    max_files: int = Field(200_000, gt=0)
+    max_file_bytes: int = Field(500_000_000, gt=0)
+    max_bytes: int = Field(50_000_000_000, gt=0)
+    max_ratio: float = Field(100.0, gt=0)
+    attempts: int = Field(6, ge=1)
+    backoff_seconds: float = Field(1.0, ge=0)
+    timeout_seconds: float = Field(30.0, gt=0)
+
+
+class FetchParams(_Section):
+    """The data sets that `flawline data fetch NAME` knows; publishers move their archives, so correct the address here.
+
+    MVTec AD (5.3 GB) may be used for non-commercial purposes only (CC BY-NC-SA 4.0).
+    """
+
+    archives: dict[str, ArchiveParams] = {
+        "mvtec": ArchiveParams(
+            url="https://www.mydrive.ch/shares/150996/b52ecdcbf521176e9db9c731f2304b27/download/"
+            "420938113-1629960298/mvtec_anomaly_detection.tar.xz",
+            sha256="cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d",
+        )
+    }
+    limits: FetchLimits = FetchLimits()
+
+
+class Params(_Section):
+    """All of `params.yaml`."""
+
+    method: Method = "cutpaste-3way"
+    seed: int = Field(0, ge=0)
+    threads: int = Field(2, ge=1)
+    data: DataParams
+    limits: LimitParams = LimitParams()
+    demo: DemoParams = DemoParams()
+    fetch: FetchParams = FetchParams()
+    image: ImageParams = ImageParams()
+    validation: ValidationParams = ValidationParams()
+    synthesis: SynthesisParams = SynthesisParams()
+    backbone: BackboneParams = BackboneParams()
+    training: TrainingParams = TrainingParams()
+    fit: FitParams = FitParams()
+    threshold: ThresholdParams = ThresholdParams()
+    evaluation: EvaluationParams = EvaluationParams()
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and check `params.yaml`; raises UserError that names the key which is unknown or impossible."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"There is no {path}: run from the project's folder.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    return parse_params(content, str(path))
+
+
+def parse_params(content: Any, where: str) -> Params:
+    """Check a parsed mapping; `where` names its origin in the error."""
+    if not isinstance(content, dict):
+        raise UserError(f"{where} must hold a mapping of sections, such as 'data' and 'image'.")
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise UserError(_sentence(error, where)) from error
+
+
+def preset_names() -> list[str]:
+    """The presets that ship with the project."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The values in which a preset differs from the defaults, as a nested mapping; UserError for an unknown name."""
+    path = PRESETS / f"{name}.yaml"
+    if name not in preset_names():
+        raise UserError(f"There is no preset {name!r}: choose one of {', '.join(preset_names())}.")
+    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def _sentence(error: ValidationError, where: str) -> str:
+    """The first few problems of a validation error in one sentence, each with its key."""
+    problems = [_problem(detail["loc"], detail["type"], detail["msg"]) for detail in error.errors()[:3]]
+    more = error.error_count() - len(problems)
+    tail = f" (and {more} more)" if more > 0 else ""
+    return f"{where}: {'; '.join(problems)}{tail}; correct the file and run again."
+
+
+def _problem(location: tuple[int | str, ...], kind: str, message: str) -> str:
+    key = ".".join(map(str, location)) or "the file"
+    match kind:
+        case "extra_forbidden":
+            return f"the key '{key}' is unknown"
+        case "missing":
+            return f"the key '{key}' is missing"
+        case _:
+            return f"'{key}' is impossible ({message[0].lower()}{message[1:]})"

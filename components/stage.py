@@ -1,0 +1,39 @@
+"""The door of every stage: `python -m components.NAME CATEGORY` reads the parameters, says errors in one sentence."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from components.dataset import check_category_name
+from components.errors import UserError, os_error_sentence
+from components.params import Params, load_params
+
+
+def run_stage(main: Callable[[str, Params], None]) -> None:
+    """Call `main(category, params)` for the command line's category; exit 1 with one sentence on a user's error."""
+    run_guarded(lambda: main(_category(sys.argv), _params_with_threads()))
+
+
+def run_guarded(action: Callable[[], None]) -> None:
+    """Run `action`; a UserError or an operating-system error becomes one sentence on stderr and exit code 1."""
+    try:
+        action()
+    except UserError as error:
+        sys.exit(f"flawline: {error}")
+    except OSError as error:
+        sys.exit(f"flawline: {os_error_sentence(error)}")
+
+
+def _category(arguments: list[str]) -> str:
+    if len(arguments) != 2:
+        raise UserError(f"usage: python -m components.STAGE CATEGORY (got {len(arguments) - 1} arguments).")
+    check_category_name(arguments[1])
+    return arguments[1]
+
+
+def _params_with_threads() -> Params:
+    """Read params.yaml and fix the number of threads before any numerical library starts its own."""
+    params = load_params()
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(params.threads)
+    return params
