@@ -1,0 +1,178 @@
+"""One row per image: what validation, drift checks and people want to know about a category's files."""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from components.dataset import Category, ImageRecord
+from components.errors import UserError
+from components.files import digest_of, sha256_file
+from components.images import FORMATS, ImageLimits, mask_values, read_image, read_mask
+
+SHARPNESS_SIDE = 256
+MEASURES = ("brightness", "contrast", "sharpness", "red_share", "blue_share")
+_COLUMNS = (
+    *("name", "split", "kind", "bytes", "sha256", "decodes", "error", "width", "height", "short_side", "size"),
+    *("mode", "format", "pixels", *MEASURES, "duplicate_of", "leaked_from"),
+    *("mask_folder", "mask", "mask_count", "mask_error", "mask_levels", "mask_size", "mask_area"),
+)
+
+
+def image_table(category: Category, limits: ImageLimits, threads: int = 1) -> pd.DataFrame:
+    """Describe every image of a category, one row each, in the category's order.
+
+    Columns (missing where the image or its masks cannot be decoded, or there are none):
+        name, split, kind: as in ImageRecord, through `printable`.
+        bytes, sha256: size and digest of the file. decodes: whether it can be read within `limits`; error: why not.
+        width, height, short_side (pixels), size ("W×H"): as the eye sees it, after EXIF rotation.
+        mode, format: Pillow's names. pixels: digest of the decoded RGB pixels.
+        brightness, contrast, sharpness, red_share, blue_share: see `image_measures`.
+        duplicate_of: for a training image, the first training image with the same pixels, if it is another one.
+        leaked_from: for a test image, the first training image with the same pixels.
+        mask_folder: where this defect kind's masks are, if it has any. mask: name of this image's first one.
+        mask_count: how many it has.
+        mask_error: why a mask cannot be decoded. mask_levels: most distinct values in one mask.
+        mask_size: "W×H" of the masks, of one that differs from the image if any does. mask_area: defective pixels.
+
+    Images are read one at a time per thread: memory does not grow with their number beyond the rows.
+    """
+    folders = _mask_folders(category)
+    with ThreadPoolExecutor(threads) as pool:
+        rows = pool.map(lambda record: _row(record, category.root, limits, folders), category.records)
+        table = pd.DataFrame(list(rows), columns=list(_COLUMNS))
+    return _with_duplicates(table).astype(dict.fromkeys(MEASURES, np.float64))
+
+
+def data_digest(category: Category, table: pd.DataFrame) -> str:
+    """SHA-256 of the sorted list of (name, SHA-256) of all files of the category that are used, masks included."""
+    masks = {mask for record in category.records for mask in record.masks}
+    files = [[_name(mask, category.root), sha256_file(mask)] for mask in masks]
+    return digest_of(sorted([*files, *table[["name", "sha256"]].values.tolist()]))
+
+
+def good_values(table: pd.DataFrame, measure: str, split: str) -> np.ndarray:
+    """A measure of the good images of one split ("train" or "test") that can be decoded: (N,) float64."""
+    return table.loc[(table["split"] == split) & (table["kind"] == "good"), measure].dropna().to_numpy()
+
+
+def printable(text: str) -> str:
+    """The text with every character that does not print (control, direction, unpaired surrogate) as an escape."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def image_measures(image: np.ndarray) -> dict[str, float]:
+    """Figures by which a moved camera or a failed lamp shows, of one image (H, W, 3) uint8 RGB.
+
+    brightness: mean luma (ITU-R 601), 0…255. contrast: standard deviation of luma. sharpness: variance of the
+    4-neighbour Laplacian of luma at 256 × 256 pixels (Pech-Pacheco et al., "Diatom autofocusing in brightfield
+    microscopy", ICPR 2000). red_share, blue_share: of the sum of all channels, 1/3 for grey or black images.
+    """
+    picture = Image.fromarray(image)
+    luma = picture.convert("L")
+    values = np.arange(256)
+    weights = np.array(luma.histogram()) / (luma.width * luma.height)  # (256,), sums to 1
+    brightness = float(values @ weights)
+    red, green, blue = np.array(picture.histogram()).reshape(3, 256) @ values
+    total = red + green + blue
+    return {
+        "brightness": brightness,
+        "contrast": float(np.sqrt((values - brightness) ** 2 @ weights)),
+        "sharpness": _laplacian_variance(luma),
+        "red_share": float(red / total) if total else 1 / 3,
+        "blue_share": float(blue / total) if total else 1 / 3,
+    }
+
+
+def _laplacian_variance(luma: Image.Image) -> float:
+    small = luma.resize((SHARPNESS_SIDE, SHARPNESS_SIDE), Image.Resampling.BOX)
+    grey = np.array(small, dtype=np.int16)  # (256, 256)
+    laplacian = 4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
+    return float(laplacian.var(dtype=np.float64))
+
+
+def _mask_folders(category: Category) -> dict[str, str]:
+    """The folder in ground_truth of each defect kind for which it holds anything: then each image needs a mask."""
+    kinds = {record.kind for record in category.records if not record.is_good}
+    folders = {kind: category.root / "ground_truth" / kind for kind in kinds}
+    return {kind: _name(folder, category.root) for kind, folder in folders.items() if _holds_files(folder)}
+
+
+def _holds_files(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _row(record: ImageRecord, root: Path, limits: ImageLimits, mask_folders: dict[str, str]) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": _name(record.path, root), "split": record.split, "kind": printable(record.kind)}
+    row |= {"bytes": record.path.stat().st_size, "sha256": sha256_file(record.path)}
+    row |= {"mask_folder": mask_folders.get(record.kind)}
+    row |= _image_facts(record, limits)
+    return row | _mask_facts(record.masks, root, limits, row.get("size"))
+
+
+def _image_facts(record: ImageRecord, limits: ImageLimits) -> dict[str, Any]:
+    try:
+        image = read_image(record.path, limits)  # (H, W, 3)
+    except UserError as error:
+        return {"decodes": False, "error": _problem(error, record.path)}
+    with Image.open(record.path, formats=FORMATS) as header:
+        facts = {"decodes": True, "mode": header.mode, "format": header.format}
+    height, width = image.shape[:2]
+    facts |= {"width": width, "height": height, "short_side": min(width, height), "size": _size_words(image)}
+    return facts | {"pixels": _pixel_digest(image)} | image_measures(image)
+
+
+def _mask_facts(masks: tuple[Path, ...], root: Path, limits: ImageLimits, size: str | None) -> dict[str, Any]:
+    facts = [_one_mask(path, root, limits) for path in masks]
+    decoded = [fact for fact in facts if "mask_error" not in fact]
+    broken = [fact["mask_error"] for fact in facts if "mask_error" in fact]
+    row: dict[str, Any] = {"mask_count": len(facts), "mask": next((_name(path, root) for path in masks), None)}
+    if broken:
+        row["mask_error"] = broken[0]
+    if decoded:
+        sizes = [fact["mask_size"] for fact in decoded]
+        row["mask_size"] = next((other for other in sizes if other != size), sizes[0])
+        row["mask_levels"] = max(fact["mask_levels"] for fact in decoded)
+        row["mask_area"] = sum(fact["mask_area"] for fact in decoded)
+    return row
+
+
+def _one_mask(path: Path, root: Path, limits: ImageLimits) -> dict[str, Any]:
+    try:
+        mask = read_mask(path, limits)  # (H, W)
+        levels = len(mask_values(path, limits))
+    except UserError as error:
+        return {"mask_error": f"{_name(path, root)} {_problem(error, path)}"}
+    return {"mask_size": _size_words(mask), "mask_levels": levels, "mask_area": int(mask.sum())}
+
+
+def _problem(error: UserError, path: Path) -> str:
+    """The error without the file's place on this machine and without the advice: "cannot be decoded (…)"."""
+    return printable(str(error).rpartition(": ")[0].removeprefix(f"{path} ").replace(str(path), path.name))
+
+
+def _name(path: Path, root: Path) -> str:
+    return printable(path.relative_to(root).as_posix())
+
+
+def _size_words(image: np.ndarray) -> str:
+    return f"{image.shape[1]}×{image.shape[0]}"
+
+
+def _pixel_digest(image: np.ndarray) -> str:
+    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+
+
+def _with_duplicates(table: pd.DataFrame) -> pd.DataFrame:
+    """Fill `duplicate_of` and `leaked_from` from the digests of the pixels."""
+    train = table[(table["split"] == "train") & table["pixels"].notna()]
+    first = train.drop_duplicates("pixels").set_index("pixels")["name"]
+    twin = table["pixels"].map(first).astype(object)  # name of the first training image with these pixels
+    is_train = table["split"] == "train"
+    table["duplicate_of"] = twin.where(is_train & (twin != table["name"]), None)
+    table["leaked_from"] = twin.where(~is_train, None)
+    return table
