@@ -1,0 +1,45 @@
+# `make demo` sets everything up and runs the main job; `make test` sets everything up and runs the tests.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+LOG := $(VENV)/install.log
+QUIET := GX_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 MLFLOW_DISABLE_TELEMETRY=true PREFECT_SERVER_ANALYTICS_ENABLED=false
+
+.PHONY: demo test fast-test lint types lock clean
+
+demo: $(READY)
+	@$(BIN)/flawline demo
+
+test: $(READY)
+	$(QUIET) $(BIN)/python -m pytest $(TESTS)
+
+fast-test: $(READY)
+	$(QUIET) $(BIN)/python -m pytest -m "not slow"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+lock:
+	uv pip compile --python-version 3.11 --extra dev --no-header --no-annotate pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV) .flawline artifacts data/demo
+
+# uv is quicker where it is installed and pointed at torch; pip finds torch by the machine's own configuration.
+$(READY): requirements.lock pyproject.toml
+	@echo "Setting up $(VENV) from requirements.lock (a few minutes the first time; log: $(LOG))"
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: install it, or run make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@if [ -n "$$UV_FIND_LINKS" ] && command -v uv >/dev/null; then \
+		uv pip install --python $(BIN)/python --no-deps -r requirements.lock >$(LOG) 2>&1; \
+	else \
+		$(BIN)/python -m pip install --no-deps --disable-pip-version-check -r requirements.lock >$(LOG) 2>&1; \
+	fi || { tail -n 20 $(LOG); echo "The installation failed: see $(LOG)"; exit 1; }
+	@$(BIN)/python -m pip install --no-deps --no-build-isolation -e . >>$(LOG) 2>&1 || { tail -n 20 $(LOG); exit 1; }
+	@git rev-parse --git-dir >/dev/null 2>&1 || git init -q
+	@touch $(READY)
