@@ -24,7 +24,7 @@ from scipy.spatial.distance import cdist
 from components.errors import UserError
 
 Layout = Literal["image", "shared", "location", "pooled"]
-Covariance = Literal["ledoit-wolf", "oas", "empirical", "ridge"]
+Covariance = Literal["ledoit-wolf", "oas", "empirical", "ridge", "low-rank"]
 
 # A location whose average variance is below this part of the average over all locations hardly varies at all (a
 # plain background); it is raised to that, so that rounding noise there does not drown every other location.
@@ -332,18 +332,31 @@ def _stored_moments(arrays: Mapping[str, np.ndarray], count: int, scatter_summed
 # Gaussian ------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class LowRank:
+    """Precisions of a low-rank covariance: `inside` (1 or L, k) along its directions, `outside` across them."""
+
+    inside: np.ndarray
+    outside: np.floating
+
+
 class GaussianScorer:
     """What is needed to score with a Gaussian, and nothing else.
 
     mean: (1, D), or (L, D) for the layouts "location" and "pooled".
     whitening: (1, D, D), or (L, D, D) for "location"; upper triangular W, W Wᵀ being the precision matrix.
     Both in the dtype that scores are computed in.
+    low_rank: None; or what makes the covariance low-rank. Then `whitening` holds orthonormal directions U
+    (1 or L, D, k), and the squared distance of a deviation d is Σ (Uᵀd)² · inside + ‖d - U Uᵀd‖² · outside.
     """
 
-    def __init__(self, layout: Layout, mean: np.ndarray, whitening: np.ndarray) -> None:
+    def __init__(
+        self, layout: Layout, mean: np.ndarray, whitening: np.ndarray, low_rank: "LowRank | None" = None
+    ) -> None:
         self.layout = layout
         self.mean = mean
         self.whitening = whitening
+        self.low_rank = low_rank
 
     def score(self, X: ArrayLike) -> np.ndarray:
         """Mahalanobis distances of X: (N,) for (N, D) with the layout "image", else (N, L) for (N, L, D).
@@ -370,8 +383,7 @@ class GaussianScorer:
         step = max(1, CHUNK_BYTES // max(1, dtype.itemsize * x.shape[1] * dimensions))
         for i in range(0, len(x), step):
             d = np.subtract(x[i : i + step], self.mean, dtype=dtype)  # (n, L, D)
-            z = d.reshape(-1, dimensions) @ self.whitening[0]
-            scores[i : i + step] = np.sqrt(np.vecdot(z, z)).reshape(d.shape[:-1])
+            scores[i : i + step] = self._lengths(d.reshape(-1, dimensions), 0).reshape(d.shape[:-1])
         return scores
 
     def _score_groups(self, x: np.ndarray) -> np.ndarray:
@@ -382,13 +394,27 @@ class GaussianScorer:
         for i in range(0, x.shape[1], step):
             part = slice(i, i + step)
             d = np.subtract(x[:, part], self.mean[part], dtype=dtype).transpose(1, 0, 2)  # (l, N, D)
-            z = np.matmul(np.ascontiguousarray(d), self.whitening[part])
-            scores[:, part] = np.sqrt(np.vecdot(z, z)).T
+            scores[:, part] = self._lengths(np.ascontiguousarray(d), part).T
         return scores
 
+    def _lengths(self, d: np.ndarray, groups: int | slice) -> np.ndarray:
+        """Distances (…) of deviations d (…, D) from the means of these groups."""
+        directions = self.whitening[groups]
+        z = np.matmul(d, directions)  # (…, D or k)
+        if self.low_rank is None:
+            return np.sqrt(np.vecdot(z, z))
+        # The remainder is formed before it is squared: ‖d‖² - ‖z‖² would lose most digits in float32.
+        rest = d - np.matmul(z, directions.swapaxes(-1, -2))
+        inside = self.low_rank.inside[groups][..., None, :]  # (…, 1, k)
+        return np.sqrt((z * z * inside).sum(axis=-1) + np.vecdot(rest, rest) * self.low_rank.outside)
+
     def arrays(self) -> dict[str, np.ndarray]:
-        """ "mean" (1 or L, D), and "whitening" (1 or L, D (D + 1) / 2) as upper triangles row by row."""
-        return {"mean": self.mean, "whitening": _pack(self.whitening)}
+        """What `from_arrays` takes: "mean" (1 or L, D), and "whitening" (1 or L, D (D + 1) / 2), upper triangles row by
+        row; for a low-rank covariance (1 or L, D, k), with "inside" (1 or L, k) and "outside" (1,)."""
+        if self.low_rank is None:
+            return {"mean": self.mean, "whitening": _pack(self.whitening)}
+        outside = np.array([self.low_rank.outside])
+        return {"mean": self.mean, "whitening": self.whitening, "inside": self.low_rank.inside, "outside": outside}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Self:
@@ -396,6 +422,11 @@ class GaussianScorer:
         layout = _known("layout", meta.get("layout"), Layout)
         groups, dimensions = _stored_shape(arrays, "mean")
         matrices = groups if layout == "location" else 1
+        if "inside" in arrays:
+            rank = arrays["inside"].shape[-1]
+            shapes = {"whitening": (matrices, dimensions, rank), "inside": (matrices, rank), "outside": (1,)}
+            _require_shapes(arrays, shapes)
+            return cls(layout, arrays["mean"], arrays["whitening"], LowRank(arrays["inside"], arrays["outside"][0]))
         _require_shapes(arrays, {"whitening": (matrices, dimensions * (dimensions + 1) // 2)})
         return cls(layout, arrays["mean"], _unpack(arrays["whitening"], dimensions, symmetric=False))
 
@@ -416,7 +447,10 @@ class GaussianDensity:
     covariance: how it is made from the empirical covariance S (maximum likelihood: divided by the count).
         "ledoit-wolf", "oas": shrunk towards the average variance, as scikit-learn does. "ridge": S + ridge I.
         "empirical": S with its pseudo-inverse, which is blind to every direction in which nothing varied.
-    ridge: added variance, > 0, in squared feature units; used by "ridge" only.
+        "low-rank": the part of S in its `rank` leading eigenvectors, + ridge I (probabilistic PCA: Tipping and
+        Bishop, 1999): a few hundred images cannot tell the weaker directions of S from noise.
+    ridge: added variance, > 0, in squared feature units; used by "ridge" and "low-rank" only.
+    rank: eigenvectors that "low-rank" keeps, at least 1; at most the number of features counts.
 
     Degenerate data, for "ledoit-wolf" and "oas": where shrinkage leaves eigenvalues below EIGENVALUE_FLOOR of the
     average variance (two observations), and where a location's average variance is below LOCATION_FLOOR of the
@@ -428,12 +462,20 @@ class GaussianDensity:
     exact fourth moment about changing means needs each location's scatter.
     """
 
-    def __init__(self, layout: Layout = "image", covariance: Covariance = "ledoit-wolf", ridge: float = 0.01) -> None:
+    def __init__(
+        self,
+        layout: Layout = "image",
+        covariance: Covariance = "ledoit-wolf",
+        ridge: float = 0.01,
+        rank: int = 32,
+    ) -> None:
         self.layout: Layout = _known("layout", layout, Layout)
         self.covariance: Covariance = _known("covariance", covariance, Covariance)
         if not 0 < ridge < np.inf:
             raise UserError(f"The density's ridge must be a positive number, not {ridge}.")
-        self.ridge = float(ridge)
+        if rank < 1:
+            raise UserError(f"The density's rank must be at least 1, not {rank}.")
+        self.ridge, self.rank = float(ridge), int(rank)
         self._moments: Moments | None = None
         self._scorer: GaussianScorer | None = None
 
@@ -445,7 +487,7 @@ class GaussianDensity:
         An iterable is read once, and only one of its arrays is held at a time. Raises as `add`; then the density is
         as it was before.
         """
-        fresh = GaussianDensity(self.layout, self.covariance, self.ridge)
+        fresh = GaussianDensity(**self.settings())
         chunks: Iterable[np.ndarray] = [np.asarray(X)] if hasattr(X, "__array__") else X
         for chunk in chunks:
             fresh.add(chunk)
@@ -539,7 +581,7 @@ class GaussianDensity:
         self._moments, self._scorer = mine, None
 
     def _copy(self) -> "GaussianDensity":
-        copy = GaussianDensity(self.layout, self.covariance, self.ridge)
+        copy = GaussianDensity(**self.settings())
         copy._moments = None if self._moments is None else self._moments.copy()
         return copy
 
@@ -558,20 +600,24 @@ class GaussianDensity:
 
     @property
     def shrinkage_(self) -> float | np.ndarray:
-        """The shrinkage in [0, 1]: a number, or (L,) for the layout "location"; 0 for "ridge" and "empirical"."""
+        """The shrinkage in [0, 1]: a number, or (L,) for the layout "location"; 0 for those which do not shrink."""
         shrinkage = self._regularisation()[0]
         return shrinkage if self.layout == "location" else float(shrinkage[0])
 
     @property
     def covariance_(self) -> np.ndarray:
         """The covariance that scores use: (D, D), or (L, D, D) for the layout "location"; float64."""
-        scatter, observations, _ = self._spread()
-        covariance = _shrunk(scatter, observations, *self._regularisation())
+        if self.covariance == "low-rank":
+            identity = self.ridge * np.eye(self._defined().mean.shape[1])
+            covariance = np.stack([(vectors * values) @ vectors.T + identity for values, vectors in self._leading()])
+        else:
+            scatter, observations, _ = self._spread()
+            covariance = _shrunk(scatter, observations, *self._regularisation())
         return covariance if self.layout == "location" else covariance[0]
 
     def _defined(self) -> Moments:
         """The moments, where there are enough observations for a covariance."""
-        least = 1 if self.covariance == "ridge" else 2
+        least = 1 if self.covariance in ("ridge", "low-rank") else 2
         if self._moments is None or self._moments.count < least:
             raise UserError(
                 f"A Gaussian with covariance '{self.covariance}' needs at least {least} observation"
@@ -590,8 +636,8 @@ class GaussianDensity:
     def _regularisation(self) -> tuple[np.ndarray, np.ndarray]:
         """For each covariance its shrinkage (G,) and what is added to its diagonal (G,)."""
         scatter, observations, fourth = self._spread()
-        if self.covariance in ("ridge", "empirical"):
-            added = self.ridge if self.covariance == "ridge" else 0.0
+        if self.covariance in ("ridge", "low-rank", "empirical"):
+            added = 0.0 if self.covariance == "empirical" else self.ridge
             return np.zeros(len(scatter)), np.full(len(scatter), added)
         if self.covariance == "oas":
             shrinkage = oas_shrinkage(observations, scatter)
@@ -616,7 +662,11 @@ class GaussianDensity:
         dtype = np.dtype(dtype)
         if self._scorer is None or self._scorer.mean.dtype != dtype:
             mean = self._defined().mean
-            self._scorer = GaussianScorer(self.layout, mean.astype(dtype), self._whitening(dtype))
+            if self.covariance == "low-rank":
+                whitening, low_rank = self._low_rank(dtype)
+            else:
+                whitening, low_rank = self._whitening(dtype), None
+            self._scorer = GaussianScorer(self.layout, mean.astype(dtype), whitening, low_rank)
         return self._scorer
 
     def _whitening(self, dtype: np.dtype) -> np.ndarray:
@@ -631,6 +681,22 @@ class GaussianDensity:
                 group[...] = invert(matrix)
         return whitening
 
+    def _low_rank(self, dtype: np.dtype) -> tuple[np.ndarray, LowRank]:
+        """Leading eigenvectors (G, D, k) of each covariance, and the precisions along and across them."""
+        pairs = list(self._leading())
+        directions = np.ascontiguousarray(np.stack([vectors for _, vectors in pairs]), dtype)
+        inside = np.stack([(1 / (values + self.ridge)).astype(dtype) for values, _ in pairs])
+        return directions, LowRank(inside, dtype.type(1 / self.ridge))
+
+    def _leading(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The `rank` leading eigenvalues (k,) and eigenvectors (D, k) of each empirical covariance."""
+        scatter, observations, _ = self._spread()
+        for matrix in scatter:
+            last = len(matrix) - 1
+            first = max(0, last + 1 - self.rank)
+            values, vectors = linalg.eigh(matrix / observations, subset_by_index=(first, last), check_finite=False)
+            yield np.maximum(values, 0), vectors
+
     def _inverter(self, observations: int) -> Callable[[np.ndarray], np.ndarray]:
         if self.covariance != "empirical":
             return _inverse_cholesky
@@ -641,7 +707,7 @@ class GaussianDensity:
 
     def settings(self) -> dict[str, Any]:
         """What was given to the constructor."""
-        return {"layout": self.layout, "covariance": self.covariance, "ridge": self.ridge}
+        return {"layout": self.layout, "covariance": self.covariance, "ridge": self.ridge, "rank": self.rank}
 
     def meta(self) -> dict[str, Any]:
         """Everything but the arrays, for JSON; goes with `state_arrays` and with `scoring_arrays`."""
@@ -662,7 +728,9 @@ class GaussianDensity:
     @classmethod
     def from_state_arrays(cls, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Self:
         """Rebuild from `state_arrays()` and `meta()`; raises UserError where they do not fit together."""
-        density = cls(meta.get("layout", ""), meta.get("covariance", ""), meta.get("ridge", np.nan))
+        density = cls(
+            meta.get("layout", ""), meta.get("covariance", ""), meta.get("ridge", np.nan), meta.get("rank", 32)
+        )
         count = meta.get("count")
         if not isinstance(count, int) or count < 0:
             raise UserError(f"The stored density is damaged: its count is {count!r}.")

@@ -466,3 +466,45 @@ def test_kernel_density_refuses_what_it_cannot_use() -> None:
 def test_importing_the_module_imports_neither_torch_nor_scikit_learn() -> None:
     code = "import sys, components.density; sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0
+
+
+# Low rank
+
+
+@pytest.mark.parametrize("layout", ["image", "shared", "location", "pooled"])
+def test_low_rank_scores_are_mahalanobis_distances_of_the_leading_part_plus_ridge(layout: Layout) -> None:
+    generator = np.random.default_rng(5)
+    x = generator.standard_normal((40, 9, 12)) * np.geomspace(3, 0.01, 12)
+    x = x[:, 0] if layout == "image" else x
+    density = GaussianDensity(layout, "low-rank", ridge=0.05, rank=4).fit(x)
+    empirical = GaussianDensity(layout, "ridge", ridge=1e-12).fit(x)
+    covariances = np.atleast_3d(empirical.covariance_).reshape(-1, 12, 12)
+    expected = np.empty(density.score(x).shape)
+    flat = x[:, None] if layout == "image" else x  # (N, L, D)
+    for location in range(flat.shape[1]):
+        values, vectors = np.linalg.eigh(covariances[location % len(covariances)])
+        kept = (vectors[:, -4:] * values[-4:]) @ vectors[:, -4:].T + 0.05 * np.eye(12)
+        mean = np.atleast_2d(density.location_)[location % len(np.atleast_2d(density.location_))]
+        d = flat[:, location] - mean
+        distances = np.sqrt(np.einsum("nd,de,ne->n", d, np.linalg.inv(kept), d))
+        expected[(slice(None),) if layout == "image" else (slice(None), location)] = distances
+    np.testing.assert_allclose(density.score(x), expected, rtol=1e-7)
+    np.testing.assert_allclose(density.scorer(np.float32).score(x), expected, rtol=1e-3)
+
+
+def test_low_rank_of_full_rank_is_the_ridge_and_survives_storage() -> None:
+    x = np.random.default_rng(6).standard_normal((30, 7, 5))
+    low = GaussianDensity("location", "low-rank", ridge=0.1, rank=99).fit(x)
+    np.testing.assert_allclose(low.score(x), GaussianDensity("location", "ridge", ridge=0.1).fit(x).score(x), rtol=1e-8)
+    np.testing.assert_allclose(
+        low.covariance_, GaussianDensity("location", "ridge", ridge=0.1).fit(x).covariance_, atol=1e-10
+    )
+    again = GaussianScorer.from_arrays(low.scorer().arrays(), low.meta())
+    np.testing.assert_array_equal(again.score(x), low.scorer().score(x))
+    stored = GaussianDensity.from_state_arrays(low.state_arrays(), low.meta())
+    np.testing.assert_allclose(stored.score(x), low.score(x), rtol=1e-12)
+
+
+def test_rank_must_be_positive() -> None:
+    with pytest.raises(UserError, match="rank"):
+        GaussianDensity("image", "low-rank", rank=0)

@@ -1,0 +1,217 @@
+"""Settings of the NSA generator for a new category, from its good images alone, and what its samples look like.
+
+The paper sets them by hand for 15 categories (`components.nsa.PAPER_SETTINGS`); the rules here follow what its choices
+have in common.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
+from skimage.filters import threshold_otsu
+
+from components.draws import SampleKeys
+from components.nsa import Label, NsaParams, NsaSample, Prepared, nsa_batch, prepare
+
+_IMAGES = 64
+_SAMPLES = 64
+_RING = 0.04  # of the side: what counts as the image's rim
+_PLAIN_RIM, _OBJECT_INSIDE, _SEPARATION = 0.05, 0.15, 0.7
+_ALIGNED = 0.6
+_THIN = 0.25
+_UPPER_BOUNDS = (0.06, 0.4)
+_STEEPNESS = 2.4  # k · x0; the paper's choices lie between 2 and 3
+_MOST_REFUSED = 0.9
+
+Grey = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class NsaStatistics:
+    """What the settings were derived from.
+
+    background, tolerance: grey levels. separation: share of the variance of distances to the background that the
+    tolerance explains. rim_share, inner_share, object_share: of pixels beyond the tolerance, at the rim, in the middle
+    half and everywhere. alignment: median correlation of two images. extent: height and width of the object's box,
+    thickness: diameter of its largest inner circle, as shares of the side. differences: quantiles .1, .25, .5, .75, .9
+    and mean of the continuous label, in grey levels. kind: "object" or "texture".
+    """
+
+    kind: str
+    aligned: bool
+    background: float
+    tolerance: float
+    separation: float
+    rim_share: float
+    inner_share: float
+    object_share: float
+    alignment: float
+    extent: tuple[float, float]
+    thickness: float
+    differences: tuple[float, ...]
+
+
+def derive_params(
+    images: Sequence[NDArray[np.uint8]], category: str, seed: int = 0, label: Label = "logistic"
+) -> tuple[NsaParams, NsaStatistics]:
+    """Settings for a category from its good images, uint8 (H, W, 3) each of one size.
+
+    Background: the rim's median grey level, and a tolerance half-way between Otsu's two classes of distances to it;
+    taken only if the rim is plain and the middle is not. Object: has such a background, or is aligned. Size bounds: .45
+    of an aligned object's box, .8 of the thickness of any other. Midpoint x0: the mean difference of trial samples, or
+    their lower quartile for an object that is not aligned, where small changes count already; steepness 2.4 / x0.
+    Raises UserError if the images are too small for any patch.
+    """
+    chosen = [images[i] for i in np.unique(np.linspace(0, len(images) - 1, _IMAGES).astype(int))]
+    statistics = _geometry(np.stack([image.mean(axis=-1, dtype=np.float32) for image in chosen]))
+    params = _shape_params(statistics)
+    differences = _differences([prepare(image, params) for image in chosen], category, seed, params)
+    if differences.size:
+        quantiles = [float(value) for value in np.quantile(differences, (0.1, 0.25, 0.5, 0.75, 0.9))]
+        statistics = replace(statistics, differences=(*quantiles, float(differences.mean())))
+        unaligned_object = statistics.kind == "object" and not statistics.aligned
+        x0 = max(quantiles[1] if unaligned_object else float(differences.mean()), 2 * params.change_tolerance)
+        params = replace(params, x0=x0, k=_STEEPNESS / x0)
+    return replace(params, label=label), statistics
+
+
+def sample_statistics(samples: Sequence[NsaSample]) -> dict[str, float | list[int] | dict[str, int]]:
+    """What to write beside a contact sheet: shares of pixels changed, of samples unchanged and of tries refused.
+
+    "label_histogram" counts the pixels of the mask by their label, in ten bins from 0 to the largest (or 1).
+    """
+    labels = np.concatenate([sample.label[sample.mask] for sample in samples])
+    refused = sum((sample.refused for sample in samples), Counter[str]())
+    top = max(1.0, float(labels.max(initial=0.0)))
+    return {
+        "changed_pixels": float(np.mean([sample.mask.mean() for sample in samples])),
+        "unchanged_samples": float(np.mean([not sample.changed for sample in samples])),
+        "patches": float(np.mean([sample.patches for sample in samples])),
+        "refused_tries": sum(refused.values()) / max(sum(sample.tries for sample in samples), 1),
+        "refused_by_rule": dict(refused),
+        "label_histogram": np.histogram(labels, bins=10, range=(0, top))[0].tolist(),
+    }
+
+
+def sample_warnings(images: Sequence[Prepared], samples: Sequence[NsaSample], category: str) -> list[str]:
+    """Sentences for a person: a category of one image, or one whose patches a rule refuses (nearly) always."""
+    warnings = []
+    if len(images) == 1:
+        warnings.append(f"{category} has one good image only, so its patches come from the image they are pasted into.")
+    unchanged = float(np.mean([not sample.changed for sample in samples]))
+    refused = sum((sample.refused for sample in samples), Counter[str]())
+    if unchanged > 1 - _MOST_REFUSED and refused:
+        rule, count = refused.most_common(1)[0]
+        warnings.append(
+            f"{unchanged:.0%} of {category}'s synthetic samples stay unchanged: the rule '{rule}' refused {count} of "
+            f"{sum(sample.tries for sample in samples)} tries; check the background's level and tolerance, or lower it."
+        )
+    return warnings
+
+
+def _geometry(grey: Grey) -> NsaStatistics:
+    """All that needs no samples, from grey images (N, H, W)."""
+    rim, inner = _rim(grey.shape[1:]), _inner(grey.shape[1:])
+    background = float(np.median(grey[:, rim]))
+    distance = np.abs(grey - background)
+    tolerance = _tolerance(distance)
+    beyond = distance > tolerance
+    shares = [float(beyond[:, part].mean()) for part in (rim, inner)]
+    separation, alignment = _separation(distance, beyond), _alignment(grey)
+    plain = shares[0] < _PLAIN_RIM and shares[1] > _OBJECT_INSIDE and separation > _SEPARATION
+    extent, thickness = _object_size(beyond) if plain else ((1.0, 1.0), 1.0)
+    aligned = alignment > _ALIGNED
+    kind = "object" if plain or aligned else "texture"
+    return NsaStatistics(
+        kind=kind,
+        aligned=aligned,
+        background=background,
+        tolerance=tolerance if plain else 0.0,
+        separation=separation,
+        rim_share=shares[0],
+        inner_share=shares[1],
+        object_share=float(beyond.mean()) if plain else 1.0,
+        alignment=alignment,
+        extent=extent,
+        thickness=thickness,
+        differences=(),
+    )
+
+
+def _shape_params(statistics: NsaStatistics) -> NsaParams:
+    """Everything but the logistic label's k and x0; the label is continuous."""
+    if statistics.kind == "texture":
+        return NsaParams(label="continuous", resize_bounds=(0.5, 2.0), patches=4, gradients="mixed")
+    thin = statistics.thickness < _THIN
+    sides = [0.45 * side for side in statistics.extent] if statistics.aligned else [0.8 * statistics.thickness] * 2
+    height, width = (round(min(max(side, _UPPER_BOUNDS[0]), _UPPER_BOUNDS[1]), 3) for side in sides)
+    return NsaParams(
+        label="continuous",
+        height_bounds=(0.03, height),
+        width_bounds=(0.03, width),
+        patches=4 if thin else 3,
+        background=statistics.background if statistics.tolerance else None,
+        tolerance=statistics.tolerance,
+        min_object=0.5 if thin else 0.7,
+    )
+
+
+def _differences(pictures: list[Prepared], category: str, seed: int, params: NsaParams) -> NDArray[np.float32]:
+    samples = nsa_batch(pictures, SampleKeys.of(seed, f"{category} trial", 0, np.arange(_SAMPLES)), params)
+    return np.concatenate([sample.label[sample.mask] for sample in samples])
+
+
+def _rim(shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    margin = max(round(_RING * min(shape)), 1)
+    rim = np.ones(shape, bool)
+    rim[margin:-margin, margin:-margin] = False
+    return rim
+
+
+def _inner(shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    inner = np.zeros(shape, bool)
+    inner[shape[0] // 4 : -(shape[0] // 4), shape[1] // 4 : -(shape[1] // 4)] = True
+    return inner
+
+
+def _tolerance(distance: Grey) -> float:
+    """Half-way between the mean distances of Otsu's two classes; 0 for images of one colour."""
+    if distance.max() < 1:
+        return 0.0
+    beyond = distance > threshold_otsu(distance.astype(np.int64))
+    return float(distance[beyond].mean() + distance[~beyond].mean()) / 2
+
+
+def _separation(distance: Grey, beyond: NDArray[np.bool_]) -> float:
+    """Between-class share of the variance (Otsu's criterion)."""
+    share, variance = float(beyond.mean()), float(distance.var())
+    if variance == 0 or share in (0.0, 1.0):
+        return 0.0
+    apart = float(distance[beyond].mean() - distance[~beyond].mean())
+    return share * (1 - share) * apart**2 / variance
+
+
+def _alignment(grey: Grey) -> float:
+    """Median correlation of two images, seen coarsely; 0 for one image or images of one colour."""
+    coarse = grey[:, ::8, ::8].reshape(len(grey), -1)
+    coarse = coarse - coarse.mean(axis=1, keepdims=True)
+    norms = np.linalg.norm(coarse, axis=1)
+    coarse = coarse[norms > 0] / norms[norms > 0, None]
+    pairs = np.triu_indices(len(coarse), 1)
+    return float(np.median((coarse @ coarse.T)[pairs])) if len(pairs[0]) else 0.0
+
+
+def _object_size(beyond: NDArray[np.bool_]) -> tuple[tuple[float, float], float]:
+    """Median height and width of the object's box and median thickness, as shares of the side."""
+    boxes, thicknesses = [], []
+    for mask in beyond[beyond.any(axis=(1, 2))]:
+        rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
+        boxes.append(((np.ptp(rows) + 1) / mask.shape[0], (np.ptp(columns) + 1) / mask.shape[1]))
+        thicknesses.append(2 * distance_transform_edt(mask).max() / min(mask.shape))
+    height, width = np.median(boxes, axis=0).tolist()
+    return (height, width), float(np.median(thicknesses))
