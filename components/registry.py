@@ -1,0 +1,473 @@
+"""The registry of models: one registered model per category, its versions, and which of them is served.
+
+A version is a capsule; registering the same capsule again gives the version that is there. The alias `champion` says
+which version is served, `challenger` which one is the candidate, `previous` what a roll-back returns to. MLflow sets
+aliases without looking, so every move of one happens under the project's own lock, and is written to a journal before
+(`intended`) and after (`done`): a crash in between leaves one champion, and the next call completes the move.
+"""
+
+import base64
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.dataset import check_category_name
+from components.errors import UserError
+from components.files import new_directory, read_json
+from components.journal import Kind, Move, append_move, champion_at, champion_before, now, read_moves
+from components.tracking import STATE, connect, prepare_environment, server_errors_explained, tracking_uri
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.models import ModelSignature
+
+PREFIX = "flawline-"
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+LOCK_SECONDS = 600.0
+
+_DIGEST, _METHOD, _DATA, _THRESHOLD, _METRIC = "capsule_digest", "method", "data_digest", "threshold", "metric."
+_CODE = Path(__file__).parent
+_CAPSULE_PATH = "artifacts/capsule"
+_SERVING_PACKAGES = (
+    "mlflow", "torch", "torchvision", "timm", "safetensors", "numpy", "scipy", "pandas", "scikit-learn", "pillow",
+    "pydantic", "pyyaml", "filelock", "requests",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version of a category's model.
+
+    Attributes:
+        category, number: which one; `number` counts from 1.
+        digest: of the capsule.
+        method, data_digest, threshold: what the capsule says of itself.
+        run_id: the MLflow run that made it, or one that was begun to hold it where that was not tracked.
+        metrics: what was measured on the test images.
+        aliases: such as "champion".
+    """
+
+    category: str
+    number: int
+    digest: str
+    method: str
+    data_digest: str
+    threshold: float
+    run_id: str
+    metrics: Mapping[str, float]
+    aliases: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StatusRow:
+    """One line of `flawline status`; a figure that was not measured is None."""
+
+    category: str
+    image_auroc: float | None
+    pixel_auroc: float | None
+    aupro: float | None
+    threshold: float
+    version: int
+    alias: str
+    method: str
+
+
+def model_name(category: str) -> str:
+    """The name of a category's registered model."""
+    check_category_name(category)
+    return PREFIX + category
+
+
+def register(category: str, capsule_dir: Path, run_id: str, metrics: Mapping[str, float], method: str) -> Version:
+    """Register a capsule as the next version, with the alias `challenger`; the same capsule again gives its version.
+
+    The capsule is loaded first, which checks its digests and its golden scores. Its MLflow model is made of code
+    (`components.served_model`) and needs no network to be made.
+
+    Args:
+        category: the product.
+        capsule_dir: the capsule's folder.
+        run_id: the MLflow run that made it, which gets the model as an artifact; empty for none.
+        metrics: what was measured, such as {"image_auroc": 0.99}.
+        method: as in params.yaml.
+    """
+    from components.capsule import load_capsule, read_card
+
+    card = read_card(capsule_dir)
+    with _locked(category), server_errors_explained():
+        client, experiment = connect()
+        found = _find_digest(client, category, card["digest"])
+        if found is None:
+            load_capsule(capsule_dir)
+            tags = _version_tags(card, metrics, method)
+            found = _new_version(client, experiment, category, capsule_dir, run_id, tags)
+        if _aliases(client, category).get(CHAMPION) != found.number:
+            client.set_registered_model_alias(model_name(category), CHALLENGER, str(found.number))
+        return _version(client, category, found.number)
+
+
+def promote(category: str, number: int, reason: str) -> Version:
+    """Make a version the champion, and the champion until now `previous`; no effect where it is the champion already.
+
+    A promotion that was cut short before is completed first. Raises UserError for a version that does not exist.
+    """
+    with _locked(category), server_errors_explained():
+        client, _ = connect()
+        target = _version(client, category, number)
+        champion = _settle(client, category)
+        if champion != number:
+            _move(client, category, _intended("promote", champion, target, champion, reason))
+        return _version(client, category, number)
+
+
+def roll_back(category: str, reason: str = "roll-back") -> Version:
+    """Make `previous` the champion again; `previous` becomes the champion before that one, where the journal has one.
+
+    Raises UserError where there is nothing to return to.
+    """
+    with _locked(category), server_errors_explained():
+        client, _ = connect()
+        champion = _settle(client, category)
+        number = _aliases(client, category).get(PREVIOUS)
+        if number is None:
+            raise UserError(f"{category} has no previous version to return to: promote one by its number.")
+        target = _version(client, category, number)
+        _move(
+            client,
+            category,
+            _intended("roll back", champion, target, champion_before(journal(category), number), reason),
+        )
+        return _version(client, category, number)
+
+
+def champion(category: str) -> Version | None:
+    """The version that is served, or None."""
+    with server_errors_explained():
+        client, _ = connect()
+        number = _aliases(client, category).get(CHAMPION)
+        return None if number is None else _version(client, category, number)
+
+
+def which_model(category: str, at: datetime) -> Move | None:
+    """The move by which the champion at that time became it, from the journal; None where there was no champion.
+
+    A time without zone is local time. Moves made outside the project count from when they were noticed.
+    """
+    return champion_at(journal(category), at.astimezone(UTC))
+
+
+def list_status(categories: Sequence[str] | None = None) -> list[StatusRow]:
+    """One row per category, sorted by name: of the champion, or of the latest version where there is none.
+
+    categories: which ones; all that are registered for None. A category without a version has no row.
+    """
+    with server_errors_explained():
+        client, _ = connect()
+        names = _registered_categories(client) if categories is None else categories
+        found = [_status_version(client, category) for category in sorted(names)]
+    return [_status_row(version) for version in found if version is not None]
+
+
+def download_capsule(category: str, which: str | int = CHAMPION) -> Path:
+    """The folder of a version's capsule, by alias or number; fetched once and kept under `.flawline/capsules`."""
+    with server_errors_explained():
+        client, _ = connect()
+        number = which if isinstance(which, int) else _aliases(client, category).get(which)
+        if number is None:
+            raise UserError(f"{category} has no version with the alias {which!r}: run the pipeline for it first.")
+        found = _version(client, category, number)
+        folder = STATE / "capsules" / found.digest
+        if not folder.is_dir():
+            _fetch_capsule(client, found, folder)
+    return folder
+
+
+def journal(category: str) -> list[Move]:
+    """All lines of a category's journal, oldest first."""
+    return read_moves(_journal_path(category))
+
+
+@contextmanager
+def _locked(category: str) -> Iterator[None]:
+    """One writer per category, among all processes and threads of this workspace."""
+    from filelock import FileLock, Timeout
+
+    check_category_name(category)
+    path = STATE / "locks" / f"{category}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout as error:
+        raise UserError(
+            f"Another process has held the lock of {category} ({path}) for {LOCK_SECONDS:.0f} s: wait for it or end it."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _intended(kind: Kind, source: int | None, target: Version, previous: int | None, reason: str) -> Move:
+    return Move(now(), "intended", kind, source, target.number, previous, target.digest, reason)
+
+
+def _move(client: "MlflowClient", category: str, move: Move) -> None:
+    """Write the intent, move the aliases, write that it is done."""
+    append_move(_journal_path(category), move)
+    _move_aliases(client, category, move)
+    append_move(_journal_path(category), move.closed("done"))
+
+
+def _move_aliases(client: "MlflowClient", category: str, move: Move) -> None:
+    """Bring the aliases to what the move says; the same again changes nothing, so a cut-short move is just repeated."""
+    name = model_name(category)
+    if move.previous is None:
+        client.delete_registered_model_alias(name, PREVIOUS)
+    else:
+        client.set_registered_model_alias(name, PREVIOUS, str(move.previous))
+    client.set_registered_model_alias(name, CHAMPION, str(move.target))
+    if _aliases(client, category).get(CHALLENGER) == move.target:
+        client.delete_registered_model_alias(name, CHALLENGER)
+
+
+def _settle(client: "MlflowClient", category: str) -> int | None:
+    """Bring journal and aliases together, whatever happened since; return the number of the champion.
+
+    An intended move that was cut short is completed, if its target still exists and nobody moved the champion
+    elsewhere since; a champion that the journal does not know is noted as observed.
+    """
+    moves = journal(category)
+    if moves and moves[-1].state == "intended":
+        _complete(client, category, moves[-1])
+    number = _aliases(client, category).get(CHAMPION)
+    done = [move for move in journal(category) if move.state == "done"]
+    known = done[-1].target if done else None
+    if number != known:
+        digest = "" if number is None else _version(client, category, number).digest
+        append_move(
+            _journal_path(category),
+            Move(now(), "done", "observed", known, number, None, digest, "moved outside the project"),
+        )
+    return number
+
+
+def _complete(client: "MlflowClient", category: str, move: Move) -> None:
+    number = _aliases(client, category).get(CHAMPION)
+    if number not in (move.source, move.target) or not _exists(client, category, move.target):
+        append_move(_journal_path(category), move.closed("abandoned"))
+        return
+    previous = move.previous if _exists(client, category, move.previous) else None
+    _move_aliases(client, category, replace(move, previous=previous))
+    time = move.time if number == move.target else None  # where the champion had moved, it was before the crash
+    append_move(_journal_path(category), replace(move, previous=previous).closed("done", time))
+
+
+def _journal_path(category: str) -> Path:
+    check_category_name(category)
+    return STATE / "journal" / f"{category}.jsonl"
+
+
+def _aliases(client: "MlflowClient", category: str) -> dict[str, int]:
+    """Alias → version number; empty where nothing is registered."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        model = client.get_registered_model(model_name(category))
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return {}
+        raise
+    return {alias: int(number) for alias, number in model.aliases.items()}
+
+
+def _version(client: "MlflowClient", category: str, number: int) -> Version:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client.get_model_version(model_name(category), str(number))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise UserError(f"{category} has no version {number}: `flawline status` lists what is registered.") from error
+    aliases = _aliases(client, category)
+    return _as_version(category, found, tuple(sorted(alias for alias, at in aliases.items() if at == number)))
+
+
+def _exists(client: "MlflowClient", category: str, number: int | None) -> bool:
+    return number is not None and any(int(v.version) == number for v in _all_versions(client, category))
+
+
+def _as_version(category: str, found: "ModelVersion", aliases: tuple[str, ...]) -> Version:
+    tags = found.tags
+    return Version(
+        category=category,
+        number=int(found.version),
+        digest=tags.get(_DIGEST, ""),
+        method=tags.get(_METHOD, ""),
+        data_digest=tags.get(_DATA, ""),
+        threshold=float(tags.get(_THRESHOLD, "nan")),
+        run_id=found.run_id or "",
+        metrics={name.removeprefix(_METRIC): float(tags[name]) for name in sorted(tags) if name.startswith(_METRIC)},
+        aliases=aliases,
+    )
+
+
+def _all_versions(client: "MlflowClient", category: str, condition: str = "") -> "list[ModelVersion]":
+    return list(client.search_model_versions(f"name = '{model_name(category)}'{condition}"))
+
+
+def _find_digest(client: "MlflowClient", category: str, digest: str) -> Version | None:
+    found = _all_versions(client, category, f" and tags.{_DIGEST} = '{digest}'")
+    return _as_version(category, found[0], ()) if found else None
+
+
+def _registered_categories(client: "MlflowClient") -> list[str]:
+    models = client.search_registered_models(f"name LIKE '{PREFIX}%'", max_results=1000)
+    return [model.name.removeprefix(PREFIX) for model in models]
+
+
+def _status_version(client: "MlflowClient", category: str) -> Version | None:
+    numbers = [int(found.version) for found in _all_versions(client, category)]
+    if not numbers:
+        return None
+    return _version(client, category, _aliases(client, category).get(CHAMPION, max(numbers)))
+
+
+def _status_row(version: Version) -> StatusRow:
+    return StatusRow(
+        category=version.category,
+        image_auroc=version.metrics.get("image_auroc"),
+        pixel_auroc=version.metrics.get("pixel_auroc"),
+        aupro=version.metrics.get("aupro"),
+        threshold=version.threshold,
+        version=version.number,
+        alias=CHAMPION if CHAMPION in version.aliases else ", ".join(version.aliases),
+        method=version.method,
+    )
+
+
+def _version_tags(card: Mapping[str, Any], metrics: Mapping[str, float], method: str) -> dict[str, str]:
+    return {
+        _DIGEST: str(card["digest"]),
+        _METHOD: method,
+        _DATA: str(card["provenance"].get("data_digest", "")),
+        _THRESHOLD: repr(float(card["threshold"])),
+        **{_METRIC + name: repr(float(value)) for name, value in metrics.items() if value is not None},
+    }
+
+
+def _new_version(
+    client: "MlflowClient", experiment: str, category: str, capsule_dir: Path, run_id: str, tags: Mapping[str, str]
+) -> Version:
+    """Upload the model to its run, then make the version: one that is visible is whole, with all its tags."""
+    name = model_name(category)
+    run_id = run_id or _run_for_upload(client, experiment, name)
+    place = f"capsule-{tags[_DIGEST][:12]}"
+    with tempfile.TemporaryDirectory() as scratch:
+        save_model(capsule_dir, Path(scratch) / "model")
+        client.log_artifacts(run_id, str(Path(scratch) / "model"), place)
+    _ensure_model(client, name)
+    source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
+    return _as_version(category, client.create_model_version(name, source, run_id, dict(tags)), ())
+
+
+def _run_for_upload(client: "MlflowClient", experiment: str, name: str) -> str:
+    """A finished run of its own, for a capsule whose making was not tracked."""
+    run_id = str(client.create_run(experiment, run_name=f"register {name}").info.run_id)
+    client.set_terminated(run_id, "FINISHED")
+    return run_id
+
+
+def save_model(capsule_dir: Path, folder: Path) -> None:
+    """Write the MLflow model of a capsule: the capsule, the code that serves it, its packages' versions."""
+    prepare_environment()
+    import mlflow.pyfunc
+
+    with tempfile.TemporaryDirectory() as scratch:
+        capsule = Path(scratch) / "capsule"  # the name that the artifact's folder gets
+        shutil.copytree(capsule_dir, capsule)
+        mlflow.pyfunc.save_model(
+            str(folder),
+            python_model=str(_CODE / "served_model.py"),
+            artifacts={"capsule": str(capsule)},
+            code_paths=[str(_CODE)],
+            signature=_signature(),
+            input_example=_example(),
+            pip_requirements=_requirements(),
+        )
+
+
+def _signature() -> "ModelSignature":
+    """Images as bytes (base64 in JSON) in; a row of figures out."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+    from mlflow.types.schema import AnyType
+
+    outputs: list[ColSpec | TensorSpec] = [
+        ColSpec(DataType.double, "image_score"),
+        ColSpec(DataType.boolean, "is_anomalous"),
+        ColSpec(DataType.double, "threshold"),
+        ColSpec(DataType.double, "p_value"),
+    ]
+    return ModelSignature(
+        inputs=Schema([ColSpec(AnyType(), "image", required=False)]),  # bytes, or base64 text
+        outputs=Schema(outputs),
+        params=ParamSchema([ParamSpec("return_map", DataType.boolean, False)]),
+    )
+
+
+def _example() -> "pd.DataFrame":
+    """One small grey image, as a client sends it."""
+    import pandas as pd
+    from PIL import Image
+
+    buffer = BytesIO()
+    Image.new("RGB", (32, 32), (128, 128, 128)).save(buffer, format="PNG")
+    return pd.DataFrame({"image": [base64.b64encode(buffer.getvalue()).decode()]})
+
+
+def _requirements() -> list[str]:
+    """What serving needs, in the versions that are installed, which are those of the lock."""
+    pinned = []
+    for name in _SERVING_PACKAGES:
+        try:
+            pinned.append(f"{name}=={version(name).partition('+')[0]}")
+        except PackageNotFoundError:
+            continue
+    return pinned
+
+
+def _ensure_model(client: "MlflowClient", name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _fetch_capsule(client: "MlflowClient", found: Version, folder: Path) -> None:
+    import mlflow.artifacts
+
+    with new_directory(folder) as beside, tempfile.TemporaryDirectory() as scratch:
+        place = client.get_model_version_download_uri(model_name(found.category), str(found.number))
+        source = mlflow.artifacts.download_artifacts(
+            f"{place}/{_CAPSULE_PATH}", dst_path=scratch, tracking_uri=tracking_uri()
+        )
+        shutil.copytree(source, beside, dirs_exist_ok=True)
+        if read_json(beside / "capsule.json")["digest"] != found.digest:
+            raise UserError(
+                f"The stored capsule of {found.category} version {found.number} is not the one that was registered: "
+                "register it again from its artifacts."
+            )

@@ -1,0 +1,526 @@
+"""Experiment tracking with MLflow: an experiment run is known by the digest of its inputs, not by the process.
+
+The stages of a category run one after another as separate processes. Each finds its run by the tag
+`flawline.identity`: a run that has not finished, also one whose process was killed, is continued; after a finished
+one, a new attempt begins, which records at its end whether it made the same bytes. Tracking never decides what is
+computed: without a reachable server a training goes on, untracked, and gives the same files.
+"""
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit, urlunsplit
+
+from components.errors import UserError
+from components.files import digest_of, sha256_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
+    from mlflow.entities import Run as MlflowRun
+
+STATE = Path(".flawline")
+CODE = Path(__file__).parent
+CODE_PATHS = ("components", "flows", "params.yaml", "dvc.yaml", "pyproject.toml", "requirements.lock")
+
+IDENTITY = "flawline.identity"
+ATTEMPT = "flawline.attempt"
+CATEGORY = "flawline.category"
+METHOD = "flawline.method"
+STAGE = "flawline.stage"
+DATA_DIGEST = "flawline.data_digest"
+CAPSULE_DIGEST = "flawline.capsule_digest"
+BYTES_AGREE = "flawline.bytes_agree"
+COMPARED_WITH = "flawline.compared_with"
+GIT_DIRTY = "flawline.git_dirty"
+GIT_COMMIT = "mlflow.source.git.commit"
+PARENT_RUN = "mlflow.parentRunId"
+PARENT_VARIABLE = "FLAWLINE_PARENT_RUN"
+
+_FLUSH_SECONDS = 5.0
+_FLUSH_POINTS = 500
+_BATCH_METRICS, _BATCH_PARAMS = 1000, 100  # MLflow's own limits per request
+_BUFFER_POINTS = 100_000
+_REST_FACTOR = 20
+_DIGEST_LENGTH = 36  # MLflow's limit for the digest of a dataset
+
+
+@dataclass(frozen=True)
+class DataVersion:
+    """The data that a run learned from, as MLflow shows it.
+
+    Attributes:
+        name: the category, or the name of the data set.
+        digest: digest of the images; MLflow keeps the first 36 characters, a tag keeps all.
+        source: the folder.
+        counts: number of images per "split/kind".
+        table: one row per image, for the schema; `counts` as a table where there is none.
+    """
+
+    name: str
+    digest: str
+    source: Path
+    counts: Mapping[str, int]
+    table: "pd.DataFrame | None" = None
+
+
+def run_identity(data_digest: str, params: Mapping[str, Any], code: str, category: str) -> str:
+    """The identity of an experiment: SHA-256 (64 hex digits) of its data, its parameters, its code, its category."""
+    return digest_of({"category": category, "code": code, "data": data_digest, "params": dict(params)})
+
+
+def code_digest(folder: Path = CODE) -> str:
+    """One digest of the Python sources directly in `folder`: of their names and contents."""
+    return digest_of([[path.name, sha256_file(path)] for path in sorted(folder.glob("*.py"))])
+
+
+def tracking_uri() -> str:
+    """Where MLflow keeps its records: `MLFLOW_TRACKING_URI`, or SQLite in `.flawline/mlflow` of the current folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{STATE.resolve() / 'mlflow' / 'mlflow.db'}"
+
+
+def registry_uri() -> str:
+    """Where the registered models are: `MLFLOW_REGISTRY_URI`, or else the tracking server."""
+    return os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri()
+
+
+def experiment_name() -> str:
+    """The experiment of all runs: `MLFLOW_EXPERIMENT_NAME`, or "flawline"."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or "flawline"
+
+
+def prepare_environment() -> None:
+    """Set, before MLflow is imported, what keeps it quiet and impatient; what the user has set stays."""
+    for name, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def connect() -> tuple["MlflowClient", str]:
+    """A client and the id of the experiment, which is made where it does not exist; raises what MLflow raises."""
+    prepare_environment()
+    from mlflow import MlflowClient
+
+    # Its tracebacks come on top of the exceptions, which are said in one sentence here.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    with _database_lock():  # two processes must not both create the tables of a new SQLite file
+        client = MlflowClient(tracking_uri=tracking_uri(), registry_uri=registry_uri())
+        return client, _experiment_id(client)
+
+
+@contextmanager
+def server_errors_explained() -> Iterator[None]:
+    """Turn whatever MLflow raises inside into one sentence for the user."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_server_failure(error):
+            raise
+        raise UserError(
+            f"MLflow at {shown_uri(tracking_uri())} could not do this ({_reason(error)}): "
+            "check MLFLOW_TRACKING_URI and that the server is up, then run again."
+        ) from error
+
+
+def shown_uri(uri: str) -> str:
+    """A URI fit for a message: without user name and password."""
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+class Run:
+    """One MLflow run, or, without a server, something that accepts the same calls and keeps nothing.
+
+    No call raises because of MLflow: the first failure is one warning on stderr, metrics wait in the buffer for a
+    later try, and after a failure MLflow is left alone for `20 ×` the time that the failure took, so that an outage
+    costs a training at most a twentieth of its time. All calls are safe from several threads.
+
+    As a context manager it sends what is buffered at the end and leaves the run open for the next stage; an exception
+    marks the run as failed (it is continued by the next try all the same).
+    """
+
+    def __init__(self, client: "MlflowClient | None", run_id: str = "", continued: bool = False) -> None:
+        self._client = client
+        self.run_id = run_id
+        self._continued = continued
+        self._lock = threading.RLock()
+        self._points: list[tuple[str, float, int, int]] = []  # (name, value, time in ms, step)
+        self._logged_steps: dict[str, set[int]] = defaultdict(set)
+        self._flushed_at = time.monotonic()
+        self._rest_until = 0.0
+        self._warned = False
+
+    @property
+    def is_tracked(self) -> bool:
+        """Whether there is a run on a server."""
+        return self._client is not None
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Buffer metrics of one step, and send the buffer every few seconds; a step that is there is not repeated."""
+        if self._client is None:
+            return
+        with self._lock:
+            now = int(time.time() * 1000)
+            for name, value in metrics.items():
+                if step not in self._steps(name):
+                    self._logged_steps[name].add(step)
+                    self._points.append((name, float(value), now, step))
+            if len(self._points) >= _FLUSH_POINTS or time.monotonic() - self._flushed_at >= _FLUSH_SECONDS:
+                self.flush()
+
+    def log_history_if_missing(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Log the rows of a training history (`step` and metrics) whose steps the run does not have yet."""
+        for row in rows:
+            metrics = {name: float(value) for name, value in row.items() if name != "step" and value not in ("", None)}
+            self.log_metrics(metrics, int(row["step"]))
+        self.flush()
+
+    def log_figure_files(self, *paths: Path, folder: str = "") -> None:
+        """Store files, or all files of folders, as artifacts of the run in `folder`."""
+        for path in paths:
+            self._attempt(partial(_log_path, run_id=self.run_id, path=path, folder=folder or None))
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run."""
+        self._attempt(partial(_send_tags, run_id=self.run_id, tags=tags))
+
+    def flush(self) -> None:
+        """Send what is buffered; on failure it stays in the buffer."""
+        with self._lock:
+            self._flushed_at = time.monotonic()
+            del self._points[:-_BUFFER_POINTS]
+            while self._points:
+                batch = self._points[:_BATCH_METRICS]
+                if not self._attempt(partial(_send_metrics, run_id=self.run_id, points=batch)):
+                    return
+                del self._points[: len(batch)]
+
+    def end(self, status: str) -> None:
+        """Send what is buffered and set the run's status: FINISHED, FAILED or KILLED."""
+        self._rest_until = 0.0  # the last chance: try, however recent the last failure is
+        self.flush()
+        self._attempt(lambda client: client.set_terminated(self.run_id, status))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._rest_until = 0.0
+            self.flush()
+        else:
+            self.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+
+    def _steps(self, name: str) -> set[int]:
+        """The steps of a metric that are on the server or in the buffer; asked for once, for a continued run only."""
+        if self._continued and name not in self._logged_steps:
+            self._logged_steps[name] = set()
+            self._attempt(lambda client: self._logged_steps[name].update(_steps_of(client, self.run_id, name)))
+        return self._logged_steps[name]
+
+    def _attempt(self, action: "Callable[[MlflowClient], None]") -> bool:
+        """Do `action` unless MLflow is being left alone; say the first failure; return whether it worked."""
+        with self._lock:
+            if self._client is None or time.monotonic() < self._rest_until:
+                return False
+            begun = time.monotonic()
+            try:
+                action(self._client)
+                return True
+            except Exception as error:
+                if not _is_tracking_failure(error):
+                    raise
+                now = time.monotonic()
+                self._rest_until = now + _REST_FACTOR * (now - begun)
+                self._warn(error)
+                return False
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            self._warned = True
+            _say(f"MLflow at {shown_uri(tracking_uri())} does not take the records of this run ({_reason(error)})")
+
+
+def open_run(
+    category: str, identity: str, params: Mapping[str, Any], data: DataVersion, stage: str, folder: Path = Path()
+) -> Run:
+    """Continue the unfinished run of `identity`, or begin its next attempt; untracked if MLflow cannot be reached.
+
+    Args:
+        category: the product; first part of the run's name.
+        identity: from `run_identity`.
+        params: nested parameters; logged flat ("training.rate"), once. `params["method"]` names the method.
+        data: the data version, logged once as the input of the run.
+        stage: the stage which is about to run, as a tag.
+        folder: the work tree whose git commit is recorded.
+    """
+    tags = _run_tags(category, identity, params, data, folder)
+
+    def find_or_begin(client: "MlflowClient", experiment: str) -> Run:
+        runs = _runs_of(client, experiment, identity)
+        found = runs[0] if runs and runs[0].info.status != "FINISHED" else None
+        run = found or _begin(client, experiment, tags, attempt=len(runs) + 1)
+        _complete(client, run, params, data, tags | {STAGE: stage})
+        return Run(client, run.info.run_id, continued=found is not None)
+
+    return _run_or_untracked(find_or_begin)
+
+
+def finish_run(run: Run, digest: str) -> None:
+    """Close a run which made the capsule with this digest, and say whether the attempt before it made the same one."""
+    run.set_tags({CAPSULE_DIGEST: digest})
+    run._attempt(lambda client: _compare_attempts(client, run.run_id, digest))
+    run.end("FINISHED")
+
+
+def find_run(digest: str) -> str:
+    """The id of the latest run that made the capsule with this digest; empty where no run is known."""
+    with server_errors_explained():
+        client, experiment = connect()
+        runs = client.search_runs([experiment], f"tags.`{CAPSULE_DIGEST}` = '{digest}'", max_results=1)
+    return runs[0].info.run_id if runs else ""
+
+
+def start_parent_run(name: str, categories: Sequence[str], params: Mapping[str, Any]) -> Run:
+    """Begin the run of a retraining; its categories' runs become children where `FLAWLINE_PARENT_RUN` is its run_id."""
+
+    def begin(client: "MlflowClient", experiment: str) -> Run:
+        run = client.create_run(experiment, run_name=name, tags={"flawline.categories": " ".join(categories)})
+        _log_params(client, run, {"categories": " ".join(categories), **flat_params(params)})
+        return Run(client, run.info.run_id)
+
+    return _run_or_untracked(begin)
+
+
+def finish_parent_run(run: Run, succeeded: bool = True) -> None:
+    """Close the run of a retraining; FAILED where a category did not succeed."""
+    run.end("FINISHED" if succeeded else "FAILED")
+
+
+def flat_params(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested parameters as flat text: {"training": {"rate": 0.1}} gives {"training.rate": "0.1"}."""
+    flat: dict[str, str] = {}
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            flat |= flat_params(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value if isinstance(value, str) else json.dumps(value, default=str)
+    return flat
+
+
+def _run_or_untracked(make: "Callable[[MlflowClient, str], Run]") -> Run:
+    """What `make(client, experiment id)` gives, or an untracked run and one line on stderr."""
+    try:
+        return make(*connect())
+    except Exception as error:
+        if not _is_tracking_failure(error):
+            raise
+        uri = shown_uri(tracking_uri())
+        _say(f"MLflow at {uri} cannot be reached: this run is not tracked ({_reason(error)})")
+        return Run(None)
+
+
+@contextmanager
+def _database_lock() -> Iterator[None]:
+    """For SQLite, one process at a time; a server needs no lock."""
+    if not tracking_uri().startswith("sqlite:///"):
+        yield
+        return
+    from filelock import FileLock
+
+    database = Path(tracking_uri().removeprefix("sqlite:///"))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(database.with_suffix(".lock")):
+        yield
+
+
+def _experiment_id(client: "MlflowClient") -> str:
+    from mlflow.exceptions import MlflowException
+
+    name = experiment_name()
+    if found := client.get_experiment_by_name(name):
+        return str(found.experiment_id)
+    try:
+        return str(client.create_experiment(name, artifact_location=_artifact_location()))
+    except MlflowException as error:
+        found = client.get_experiment_by_name(name)  # another process may have been quicker
+        if found is None:
+            raise error
+        return str(found.experiment_id)
+
+
+def _artifact_location() -> str | None:
+    """A folder beside the default database; a server has its own place."""
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        return None
+    return str(STATE.resolve() / "mlflow" / "artifacts")
+
+
+def _runs_of(client: "MlflowClient", experiment: str, identity: str) -> "list[MlflowRun]":
+    """All runs of an identity, the latest attempt first."""
+    runs = client.search_runs([experiment], f"tags.`{IDENTITY}` = '{identity}'", max_results=1000)
+    return sorted(runs, key=lambda run: (int(run.data.tags.get(ATTEMPT, 0)), run.info.start_time), reverse=True)
+
+
+def _begin(client: "MlflowClient", experiment: str, tags: Mapping[str, str], attempt: int) -> "MlflowRun":
+    name = " · ".join(part for part in (tags[CATEGORY], tags[METHOD], tags[IDENTITY][:6]) if part)
+    return client.create_run(experiment, run_name=name, tags={**tags, ATTEMPT: str(attempt)})
+
+
+def _complete(
+    client: "MlflowClient", run: "MlflowRun", params: Mapping[str, Any], data: DataVersion, tags: Mapping[str, str]
+) -> None:
+    """Bring a new or a continued run to the state in which a stage begins, whatever a killed process left out."""
+    run_id = run.info.run_id
+    if run.info.status != "RUNNING":
+        client.update_run(run_id, status="RUNNING")
+    _send_tags(client, run_id, tags)
+    _log_params(client, run, flat_params(params))
+    if run.inputs is None or not run.inputs.dataset_inputs:
+        client.log_inputs(run_id, [_dataset_input(data)])
+
+
+def _log_params(client: "MlflowClient", run: "MlflowRun", params: Mapping[str, str]) -> None:
+    """Log the parameters which the run does not have: MLflow refuses to change one."""
+    from mlflow.entities import Param
+
+    missing = [Param(name, value) for name, value in params.items() if name not in run.data.params]
+    for start in range(0, len(missing), _BATCH_PARAMS):
+        client.log_batch(run.info.run_id, params=missing[start : start + _BATCH_PARAMS])
+
+
+def _dataset_input(data: DataVersion) -> "DatasetInput":
+    """The data version as MLflow's dataset: name, digest, path, columns of the table, and the counts as its profile."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    dataset = Dataset(
+        name=data.name,
+        digest=data.digest[:_DIGEST_LENGTH],
+        source_type="local",
+        source=json.dumps({"uri": str(Path(data.source).resolve())}),
+        schema=json.dumps({"mlflow_colspec": _columns(data.table)}),
+        profile=json.dumps({"images": sum(data.counts.values()), **data.counts}),
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+
+
+def _columns(table: "pd.DataFrame | None") -> list[dict[str, Any]]:
+    """The columns of a table in MLflow's terms; none where there is no table."""
+    if table is None:
+        return []
+    types = {"i": "long", "u": "long", "f": "double", "b": "boolean"}
+    return [
+        {"name": str(name), "type": types.get(kind.kind, "string"), "required": True}
+        for name, kind in table.dtypes.items()
+    ]
+
+
+def _run_tags(
+    category: str, identity: str, params: Mapping[str, Any], data: DataVersion, folder: Path
+) -> dict[str, str]:
+    tags = {IDENTITY: identity, CATEGORY: category, METHOD: str(params.get("method", "")), DATA_DIGEST: data.digest}
+    if parent := os.environ.get(PARENT_VARIABLE):
+        tags[PARENT_RUN] = parent
+    return tags | _git_tags(folder)
+
+
+def _git_tags(folder: Path) -> dict[str, str]:
+    """The commit, and whether code or parameters differ from it; nothing outside a git work tree."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    if not commit:
+        return {}
+    changed = _git(folder, "status", "--porcelain", "--", *CODE_PATHS)
+    return {GIT_COMMIT: commit, GIT_DIRTY: str(bool(changed)).lower()}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _compare_attempts(client: "MlflowClient", run_id: str, digest: str) -> None:
+    run = client.get_run(run_id)
+    runs = _runs_of(client, run.info.experiment_id, run.data.tags[IDENTITY])
+    number = int(run.data.tags[ATTEMPT])
+    earlier = [r for r in runs if int(r.data.tags.get(ATTEMPT, 0)) < number and CAPSULE_DIGEST in r.data.tags]
+    if earlier:
+        agree = earlier[0].data.tags[CAPSULE_DIGEST] == digest
+        client.set_tag(run_id, BYTES_AGREE, str(agree).lower())
+        client.set_tag(run_id, COMPARED_WITH, earlier[0].info.run_id)
+
+
+def _send_tags(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> None:
+    from mlflow.entities import RunTag
+
+    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+
+
+def _send_metrics(client: "MlflowClient", run_id: str, points: Sequence[tuple[str, float, int, int]]) -> None:
+    from mlflow.entities import Metric
+
+    client.log_batch(run_id, metrics=[Metric(*point) for point in points])
+
+
+def _steps_of(client: "MlflowClient", run_id: str, name: str) -> set[int]:
+    return {metric.step for metric in client.get_metric_history(run_id, name)}
+
+
+def _log_path(client: "MlflowClient", run_id: str, path: Path, folder: str | None) -> None:
+    if path.is_dir():
+        client.log_artifacts(run_id, str(path), folder)
+    else:
+        client.log_artifact(run_id, str(path), folder)
+
+
+def _is_server_failure(error: Exception) -> bool:
+    """Whether an exception comes from MLflow or from what it talks through (HTTP, the database)."""
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return isinstance(error, (MlflowException, RequestException, SQLAlchemyError))
+
+
+def _is_tracking_failure(error: Exception) -> bool:
+    """The same, or one of files, such as a full disk under the artifacts: no reason either to end a training."""
+    return isinstance(error, OSError) or _is_server_failure(error)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an exception's text, short enough for one line, without user name and password."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return re.sub(r"//[^/@\s]+@", "//", lines[0])[:200].rstrip(".")
+
+
+def _say(sentence: str) -> None:
+    print(f"flawline: {sentence}.", file=sys.stderr, flush=True)

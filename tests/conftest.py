@@ -1,0 +1,72 @@
+"""What several test files need: a workspace with its own MLflow database, and a small real capsule."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+MakeCapsule = Callable[..., Path]
+_MLFLOW_VARIABLES = (
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_REGISTRY_URI",
+    "MLFLOW_EXPERIMENT_NAME",
+    "MLFLOW_RUN_ID",
+    "FLAWLINE_PARENT_RUN",
+)
+
+
+@pytest.fixture(scope="session")
+def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow SQLite database with its tables: making them costs seconds, a copy costs none."""
+    from components.tracking import prepare_environment
+
+    prepare_environment()
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def workspace(mlflow_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder whose MLflow database is ready."""
+    for name in _MLFLOW_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "workspace"
+    (folder / ".flawline" / "mlflow").mkdir(parents=True)
+    shutil.copy(mlflow_database, folder / ".flawline" / "mlflow" / "mlflow.db")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_capsule() -> MakeCapsule:
+    """`make_capsule(folder, threshold=…, category=…)` writes a real capsule of a tiny random network."""
+    import numpy as np
+
+    from components.backbone import build_encoder
+    from components.capsule import Capsule, save_capsule
+    from components.detector import Composition, Detector, Part, Scale, arrange, as_tensor
+    from components.params import BackboneParams
+
+    encoder = build_encoder(BackboneParams(name="lcnet_035", weights="none"), seed=0)
+    good = np.random.default_rng(0).integers(90, 110, (8, 32, 32, 3), dtype=np.uint8)  # (N, H, W, 3)
+    composition = Composition("pretrained", ("b1",), "shared", grid=4)
+    features = arrange(encoder.features(as_tensor(good), ("b1",)), composition)
+    scorer = composition.density().fit(features).scorer()
+    detector = Detector({"pretrained": encoder}, [Part(composition, scorer, Scale(0, 1), Scale(0, 1))], 32, 2.0)
+    calibration = np.sort(detector.score(good)[0])
+
+    def make(folder: Path, threshold: float = 5.0, category: str = "bottle") -> Path:
+        provenance = {"data_digest": "d" * 64}
+        capsule = Capsule(category, "pretrained", detector, threshold, calibration, {}, provenance)
+        save_capsule(capsule, good[:2], folder)
+        return folder
+
+    return make

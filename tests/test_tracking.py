@@ -1,0 +1,286 @@
+"""Runs are found by the identity of what they compute, and tracking never gets in the way of it."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from components import tracking
+from components.tracking import (
+    DataVersion,
+    Run,
+    code_digest,
+    finish_parent_run,
+    finish_run,
+    open_run,
+    run_identity,
+    shown_uri,
+    start_parent_run,
+)
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run as MlflowRun
+
+PARAMS = {"method": "cutpaste-3way", "seed": 0, "training": {"rate": 0.1, "projection": [512]}}
+DIGEST = "ab" * 32
+REFUSED = "http://someone:secret@127.0.0.1:9"
+
+
+def identity(**changes: Any) -> str:
+    return run_identity(DIGEST, PARAMS | changes, "code", "bottle")
+
+
+def opened(stage: str = "train", **changes: Any) -> Run:
+    data = DataVersion("bottle", DIGEST, Path("data/mvtec/bottle"), {"train/good": 209, "test/broken": 20})
+    return open_run("bottle", identity(**changes), PARAMS | changes, data, stage)
+
+
+def stored(run: Run) -> "MlflowRun":
+    client, _ = tracking.connect()
+    return client.get_run(run.run_id)
+
+
+def points(run: Run, name: str) -> list[tuple[int, float]]:
+    client, _ = tracking.connect()
+    return sorted((metric.step, metric.value) for metric in client.get_metric_history(run.run_id, name))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        ("other data", PARAMS, "code", "bottle"),
+        (DIGEST, PARAMS | {"seed": 1}, "code", "bottle"),
+        (DIGEST, PARAMS, "other code", "bottle"),
+        (DIGEST, PARAMS, "code", "screw"),
+    ],
+)
+def test_identity_changes_with_each_input(changed: tuple[Any, ...]) -> None:
+    assert run_identity(*changed) != identity()
+
+
+def test_identity_does_not_depend_on_the_order_of_parameters() -> None:
+    assert run_identity(DIGEST, dict(reversed(PARAMS.items())), "code", "bottle") == identity()
+
+
+def test_code_digest_changes_with_a_source_and_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("x = 1\n")
+    digests = [code_digest(tmp_path)]
+    (tmp_path / "a.py").write_text("x = 2\n")
+    digests.append(code_digest(tmp_path))
+    (tmp_path / "a.py").rename(tmp_path / "b.py")
+    digests.append(code_digest(tmp_path))
+    (tmp_path / "notes.txt").write_text("no code")
+    assert len(set(digests)) == 3
+    assert code_digest(tmp_path) == digests[-1]
+
+
+def test_a_run_says_what_it_was_made_of(workspace: Path) -> None:
+    with opened() as run:
+        pass
+    found = stored(run)
+    assert found.info.run_name == f"bottle · cutpaste-3way · {identity()[:6]}"
+    assert found.data.params == {
+        "method": "cutpaste-3way",
+        "seed": "0",
+        "training.rate": "0.1",
+        "training.projection": "[512]",
+    }
+    assert found.data.tags["flawline.category"] == "bottle"
+    assert found.data.tags["flawline.attempt"] == "1"
+    assert found.data.tags["flawline.data_digest"] == DIGEST
+    assert found.inputs is not None
+    (entry,) = found.inputs.dataset_inputs
+    assert (entry.dataset.name, entry.dataset.digest) == ("bottle", DIGEST[:36])
+    assert [(tag.key, tag.value) for tag in entry.tags] == [("mlflow.data.context", "training")]
+    from mlflow.data import get_source
+
+    assert get_source(entry.dataset).to_dict() == {"uri": str(workspace / "data/mvtec/bottle")}
+    assert not [path for path in workspace.iterdir() if path.name != ".flawline"]
+
+
+def test_the_git_commit_and_changes_to_the_code_are_recorded(workspace: Path) -> None:
+    def git(*arguments: str) -> str:
+        words = ["git", "-c", "user.name=n", "-c", "user.email=e", *arguments]
+        return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    Path("params.yaml").write_text("seed: 0\n")
+    git("add", "params.yaml")
+    git("commit", "-qm", "first")
+    tags = stored(opened()).data.tags
+    assert (tags["mlflow.source.git.commit"], tags["flawline.git_dirty"]) == (git("rev-parse", "HEAD"), "false")
+    Path("params.yaml").write_text("seed: 1\n")
+    assert stored(opened(seed=1)).data.tags["flawline.git_dirty"] == "true"
+
+
+def test_the_next_stage_continues_the_run_and_a_finished_run_is_followed_by_an_attempt(workspace: Path) -> None:
+    with opened("train") as train:
+        train.log_metrics({"loss": 0.5}, step=1)
+    with opened("evaluate") as evaluate:
+        evaluate.log_metrics({"image_auroc": 0.99})
+    assert evaluate.run_id == train.run_id
+    assert stored(train).info.status == "RUNNING"
+    finish_run(evaluate, "capsule 1")
+    assert stored(train).info.status == "FINISHED"
+
+    again = opened()
+    assert again.run_id != train.run_id
+    assert stored(again).data.tags["flawline.attempt"] == "2"
+    assert opened(seed=1).run_id not in (train.run_id, again.run_id)
+
+
+def test_an_attempt_says_whether_its_bytes_agree_with_the_one_before(workspace: Path) -> None:
+    runs = []
+    for digest in ("first", "first", "second"):
+        runs.append(opened())
+        finish_run(runs[-1], digest)
+    tags = [stored(run).data.tags for run in runs]
+    assert [tag.get("flawline.bytes_agree") for tag in tags] == [None, "true", "false"]
+    assert [tag.get("flawline.compared_with") for tag in tags] == [None, runs[0].run_id, runs[1].run_id]
+
+
+def test_a_failed_stage_marks_the_run_and_the_next_try_continues_it(workspace: Path) -> None:
+    run = opened()
+
+    def fail() -> None:
+        with run:
+            run.log_metrics({"loss": 1.0}, step=3)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert stored(run).info.status == "FAILED"
+    assert points(run, "loss") == [(3, 1.0)]
+    assert opened().run_id == run.run_id
+    assert stored(run).info.status == "RUNNING"
+
+
+def _train_until_killed(ready: Any) -> None:
+    run = opened()
+    run.log_metrics({"loss": 0.9}, step=1)
+    run.log_metrics({"loss": 0.8}, step=2)
+    run.flush()
+    ready.send(run.run_id)
+    signal.pause()
+
+
+def test_a_killed_training_is_continued_without_repeated_points(workspace: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_train_until_killed, args=(sending,))
+    process.start()
+    run_id = receiving.recv()
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+
+    with opened() as run:
+        for step, loss in [(2, 0.8), (3, 0.7)]:  # resumed from the checkpoint of step 1
+            run.log_metrics({"loss": loss}, step)
+    assert run.run_id == run_id
+    assert points(run, "loss") == [(1, 0.9), (2, 0.8), (3, 0.7)]
+
+
+def test_history_fills_only_what_is_missing(workspace: Path) -> None:
+    with opened() as run:
+        run.log_metrics({"loss": 0.9}, step=1)
+    rows = [{"step": "1", "loss": "0.1", "exam": ""}, {"step": "2", "loss": "0.8", "exam": "0.7"}]
+    with opened("evaluate") as run:
+        run.log_history_if_missing(rows)
+        run.log_history_if_missing(rows)
+    assert points(run, "loss") == [(1, 0.9), (2, 0.8)]
+    assert points(run, "exam") == [(2, 0.7)]
+
+
+def test_many_points_from_many_threads_all_arrive(workspace: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with opened() as run, ThreadPoolExecutor(8) as pool:
+        for step in range(1300):
+            pool.submit(run.log_metrics, {"loss": float(step)}, step)
+    assert points(run, "loss") == [(step, float(step)) for step in range(1300)]
+
+
+def test_files_and_folders_become_artifacts(workspace: Path) -> None:
+    (workspace / "maps").mkdir()
+    (workspace / "maps" / "one.png").write_bytes(b"1")
+    (workspace / "roc.png").write_bytes(b"2")
+    with opened() as run:
+        run.log_figure_files(workspace / "maps", workspace / "roc.png", folder="evaluation")
+    client, _ = tracking.connect()
+    assert {item.path for item in client.list_artifacts(run.run_id, "evaluation")} == {
+        "evaluation/one.png",
+        "evaluation/roc.png",
+    }
+    assert (workspace / ".flawline/mlflow/artifacts" / run.run_id / "artifacts/evaluation/roc.png").read_bytes() == b"2"
+
+
+def test_a_retraining_is_a_parent_with_a_child_per_category(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = start_parent_run("retraining", ["bottle", "screw"], PARAMS)
+    monkeypatch.setenv("FLAWLINE_PARENT_RUN", parent.run_id)
+    child = opened()
+    finish_parent_run(parent, succeeded=False)
+    assert stored(child).data.tags["mlflow.parentRunId"] == parent.run_id
+    assert stored(parent).info.status == "FAILED"
+    assert stored(parent).data.params["categories"] == "bottle screw"
+
+
+def test_without_a_server_one_line_says_so_and_every_call_is_accepted(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", REFUSED)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with opened() as run:
+        run.log_metrics({"loss": 1.0}, step=1)
+        run.log_history_if_missing([{"step": 1, "loss": 1.0}])
+        run.log_figure_files(workspace)
+        run.set_tags({"a": "b"})
+    finish_run(run, "digest")
+    said = [line for line in capfd.readouterr().err.splitlines() if "flawline" in line]
+    assert len(said) == 1
+    assert "MLflow at http://127.0.0.1:9 cannot be reached: this run is not tracked" in said[0]
+    assert "secret" not in said[0]
+    assert not run.is_tracked
+
+
+def test_a_failure_later_on_is_one_warning_and_nothing_is_lost(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = workspace / ".flawline/mlflow/mlflow.db"
+    with opened() as run:
+        database.rename(database.with_suffix(".away"))
+        database.mkdir()  # whatever is asked of it, SQLite cannot open a folder
+        _forget_connections()
+        for step in range(3):
+            run.log_metrics({"loss": float(step)}, step)
+            run.flush()
+        run.log_figure_files(workspace / "missing.png")
+        database.rmdir()
+        database.with_suffix(".away").rename(database)
+    said = capsys.readouterr().err
+    assert said.count("does not take the records of this run") == 1
+    assert "Traceback" not in said
+    assert points(run, "loss") == [(0, 0.0), (1, 1.0), (2, 2.0)]
+
+
+def _forget_connections() -> None:
+    """Close MLflow's pooled connections, which would go on writing to the file that was moved."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    for engine in SqlAlchemyStore._engine_map.values():
+        engine.dispose()
+
+
+def test_password_is_not_shown() -> None:
+    assert shown_uri("postgresql+psycopg2://flawline:secret@db:5432/mlflow") == "postgresql+psycopg2://db:5432/mlflow"
+    assert shown_uri("sqlite:////tmp/mlflow.db") == "sqlite:////tmp/mlflow.db"
+
+
+def test_importing_the_module_does_not_import_mlflow() -> None:
+    code = "import sys, components.tracking, components.registry; sys.exit('mlflow' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
