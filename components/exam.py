@@ -1,0 +1,165 @@
+"""The synthetic exam: which composition tells good images from synthetic defects best, without any test label.
+
+Every image of the exam sits it once: its fold's densities have not seen it, nor the samples made from it. A
+composition's mark is the mean over the kinds of samples of the AUROC (image or pixel) against the good images: one
+kind alone misleads, the mean over kinds ranks compositions nearly as test labels do.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from components.backbone import Encoder
+from components.density import GaussianDensity
+from components.detector import Composition, arrange, as_tensor, gaussian_blur, image_scores
+from components.metrics import auroc, pixel_auroc
+from components.prepared import Prepared, batches
+
+Features = dict[str, Tensor]
+BATCH = 16
+PIXELS = 64
+
+
+@dataclass(frozen=True)
+class ExamPaper:
+    """Features of the images that sit one exam with one encoder.
+
+    Attributes:
+        good: level to features (M, C, h, w) or (M, C) of the good images.
+        samples: kind to the same of the synthetic sample of each good image, in the same order.
+        masks: kind to (M, H, W) bool: what was changed.
+        folds: (M,) the fold of each image; one fold only means that the density was fitted elsewhere.
+    """
+
+    good: Features
+    samples: Mapping[str, Features]
+    masks: Mapping[str, np.ndarray]
+    folds: np.ndarray
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a composition reached in an exam.
+
+    Attributes:
+        composition: who sat it.
+        image: mean over kinds of the image AUROC.
+        pixel: mean over kinds of the pixel AUROC; None without a map.
+        by_kind: image AUROC for each kind.
+    """
+
+    composition: Composition
+    image: float
+    pixel: float | None
+    by_kind: Mapping[str, float]
+
+
+@torch.inference_mode()
+def extract(encoder: Encoder, images: np.ndarray, rows: np.ndarray, levels: Sequence[str]) -> Features:
+    """Features of `images[rows]` (uint8 (N, S, S, 3), may be mapped from disk), batch by batch, on the CPU."""
+    pieces = [
+        encoder.features(as_tensor(np.ascontiguousarray(images[piece])), levels) for piece in batches(rows, BATCH)
+    ]
+    return {level: torch.cat([piece[level].cpu() for piece in pieces]) for level in levels}
+
+
+def fold_numbers(count: int, folds: int, seed: int) -> np.ndarray:
+    """Assign each of `count` images to one of at most `folds` folds of nearly equal size; (count,) int64."""
+    order = np.random.default_rng(seed).permutation(count)
+    return order % min(folds, count)
+
+
+def held_out_paper(encoder: Encoder, prepared: Prepared, levels: Sequence[str]) -> ExamPaper:
+    """The exam of the held-out images, for densities fitted to the others."""
+    return _paper(encoder, prepared, levels, prepared.held_out[prepared.exam_source], np.zeros)
+
+
+def cross_paper(encoder: Encoder, prepared: Prepared, levels: Sequence[str], folds: int, seed: int) -> ExamPaper:
+    """The exam of the images to learn from, each to be scored by densities of the other folds."""
+    return _paper(
+        encoder, prepared, levels, ~prepared.held_out[prepared.exam_source], lambda n: fold_numbers(n, folds, seed)
+    )
+
+
+def _paper(
+    encoder: Encoder,
+    prepared: Prepared,
+    levels: Sequence[str],
+    chosen: np.ndarray,
+    folds: Callable[[int], np.ndarray],
+) -> ExamPaper:
+    """Features and masks of the `chosen` (M,) bool of the images that can sit the exam."""
+    rows = np.flatnonzero(chosen)
+    return ExamPaper(
+        good=extract(encoder, prepared.images, prepared.exam_source[rows], levels),
+        samples={
+            kind: extract(encoder, images, rows, levels)
+            for kind, images in zip(prepared.exam_kinds, prepared.exam_images, strict=True)
+        },
+        masks={
+            kind: np.asarray(masks[rows]) for kind, masks in zip(prepared.exam_kinds, prepared.exam_masks, strict=True)
+        },
+        folds=folds(len(rows)),
+    )
+
+
+def cross_examine(composition: Composition, paper: ExamPaper) -> Mark:
+    """Mark a composition by cross-fitting: each fold is scored by the density of the other folds' good images."""
+    good = arrange(paper.good, composition)
+    samples = {kind: arrange(features, composition) for kind, features in paper.samples.items()}
+    numbers = range(int(paper.folds.max()) + 1)
+    densities = [composition.density().fit(good[paper.folds == k]) for k in numbers]
+    distances = {kind: np.empty(values.shape[:-1], np.float32) for kind, values in samples.items()}
+    good_distances = np.empty(good.shape[:-1], np.float32)
+    for k in numbers:
+        scorer = GaussianDensity.all_but(densities, k).scorer()
+        rows = paper.folds == k
+        good_distances[rows] = scorer.score(good[rows])
+        for kind, values in samples.items():
+            distances[kind][rows] = scorer.score(values[rows])
+    return mark(composition, good_distances, distances, paper.masks)
+
+
+def examine(composition: Composition, density: GaussianDensity, paper: ExamPaper) -> Mark:
+    """Mark a composition whose density was fitted to other images than those which sit the exam."""
+    scorer = density.scorer()
+    good = scorer.score(arrange(paper.good, composition))
+    samples = {kind: scorer.score(arrange(features, composition)) for kind, features in paper.samples.items()}
+    return mark(composition, good, samples, paper.masks)
+
+
+def mark(
+    composition: Composition, good: np.ndarray, samples: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]
+) -> Mark:
+    """Mark from distances of the good images (M,) or (M, L) and of the samples of each kind, of the same shape."""
+    good_scores = image_scores(good, composition)
+    by_kind = {kind: _auroc(good_scores, image_scores(values, composition)) for kind, values in samples.items()}
+    pixel = None
+    if composition.is_dense:
+        pixel = float(np.mean([_pixel_auroc(values, masks[kind], composition) for kind, values in samples.items()]))
+    return Mark(composition, float(np.mean(list(by_kind.values()))), pixel, by_kind)
+
+
+def _auroc(good: np.ndarray, bad: np.ndarray) -> float:
+    labels = np.repeat([False, True], [len(good), len(bad)])
+    return auroc(labels, np.concatenate([good, bad])) or 0.0
+
+
+def _pixel_auroc(distances: np.ndarray, masks: np.ndarray, composition: Composition) -> float:
+    """Pixel AUROC on a coarse raster, which ranks compositions as the full one does at a small part of its cost."""
+    grid, side = composition.grid, masks.shape[-1]
+    step = max(1, side // PIXELS)
+    cells = torch.from_numpy(np.ascontiguousarray(distances)).view(-1, 1, grid, grid)
+    size = (side // step, side // step)
+    maps = torch.nn.functional.interpolate(cells, size, mode="bilinear", align_corners=False)
+    smooth = gaussian_blur(maps, 4.0 / step)[:, 0].numpy()
+    return pixel_auroc(masks[:, step // 2 :: step, step // 2 :: step][:, : size[0], : size[1]], smooth) or 0.0
+
+
+def best(marks: Sequence[Mark], count: int, *, by: str) -> list[Composition]:
+    """The `count` compositions with the highest mark, by "image" or by "pixel"; ties keep the given order."""
+    able = [m for m in marks if getattr(m, by) is not None]
+    return [m.composition for m in sorted(able, key=lambda m: -getattr(m, by))[:count]]

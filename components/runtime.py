@@ -1,0 +1,13 @@
+"""How torch computes here: fixed threads and deterministic algorithms, so that equal inputs give equal bytes."""
+
+import os
+
+import torch
+
+
+def use_threads(threads: int) -> None:
+    """Fix torch's number of threads (sums depend on it) and choose deterministic algorithms."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False

@@ -1,0 +1,128 @@
+"""Stage synthesize: bring the good images to the network's size, hold some out, and write the synthetic exam."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from components import cutpaste
+from components.dataset import ImageRecord, list_category
+from components.detector import as_tensor
+from components.draws import SampleKeys
+from components.errors import UserError
+from components.figures import contact_sheet
+from components.files import new_directory, read_json
+from components.images import read_image, resize_image
+from components.nsa import nsa_batch, prepare
+from components.nsa_derive import derive_params
+from components.params import Params, SynthesisParams
+from components.places import Places
+from components.prepared import new_array, write_index
+from components.stage import run_stage
+from components.tasks import patch_params, scar_params
+
+Samples = tuple[np.ndarray, np.ndarray]  # uint8 (M, S, S, 3), bool (M, S, S)
+SampleMaker = Callable[[np.ndarray, SampleKeys, SynthesisParams], Samples]
+EXAM_EPOCH = 1 << 40  # no epoch of any training: the exam's samples are never trained on
+SHEET_SOURCES = 8
+
+
+def main(category: str, params: Params) -> None:
+    """Write the prepared category: images, roles, the exam's samples with their masks, and a contact sheet."""
+    places = Places(category)
+    records = list_category(Path(params.data.root) / category).train
+    report = read_json(places.validation / "report.json")
+    held_out = choose_held_out(len(records), params.synthesis.held_out, params.seed)
+    source = choose_exam(held_out, params.synthesis.exam_images, params.seed)
+    with new_directory(places.prepared) as folder:
+        images = write_images(folder, records, params)
+        write_exam(folder, images, source, category, params)
+        draw_sheet(folder, images, source)
+        write_index(
+            folder,
+            category=category,
+            data_digest=report["data_digest"],
+            names=[record.name for record in records],
+            held_out=held_out,
+            exam_source=source,
+            exam_kinds=list(EXAM_KINDS),
+        )
+
+
+def choose_held_out(count: int, share: float, seed: int) -> np.ndarray:
+    """Which of `count` good images are never learned from: (count,) bool, a seeded `share` of them.
+
+    At least one image is held out and two are left; raises UserError where that cannot be.
+    """
+    if count < 3:
+        raise UserError(f"{count} good images are too few to learn from and to hold one out: at least 3 are needed.")
+    number = min(max(1, round(share * count)), count - 2)
+    chosen = np.random.default_rng([seed, 1]).permutation(count)[:number]
+    return np.isin(np.arange(count), chosen)
+
+
+def choose_exam(held_out: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    """Indices (M,), ascending, of at most `limit` images for the exam; where there are more, a third is held out."""
+    order = np.random.default_rng([seed, 2]).permutation(len(held_out))
+    unseen, seen = order[held_out[order]], order[~held_out[order]]
+    if len(order) > limit:
+        unseen = unseen[: max(1, limit // 3)]
+        seen = seen[: limit - len(unseen)]
+    return np.sort(np.concatenate([unseen, seen]))
+
+
+def write_images(folder: Path, records: list[ImageRecord], params: Params) -> np.ndarray:
+    """Write images.npy, uint8 (N, S, S, 3), one image in memory at a time; returns it, mapped."""
+    size, limits = params.image.size, params.limits.image_limits()
+    images = new_array(folder / "images.npy", (len(records), size, size, 3), "uint8")
+    for row, record in enumerate(records):
+        images[row] = resize_image(read_image(record.path, limits), size)
+    return images
+
+
+def write_exam(folder: Path, images: np.ndarray, source: np.ndarray, category: str, params: Params) -> None:
+    """Write exam_images.npy, uint8 (K, M, S, S, 3), and exam_masks.npy, bool (K, M, S, S)."""
+    good = np.ascontiguousarray(images[source])  # (M, S, S, 3); M is bounded by synthesis.exam_images
+    samples = new_array(folder / "exam_images.npy", (len(EXAM_KINDS), *good.shape), "uint8")
+    masks = new_array(folder / "exam_masks.npy", (len(EXAM_KINDS), *good.shape[:3]), "bool")
+    keys = SampleKeys.of(params.seed, category, EXAM_EPOCH, np.arange(len(source)))
+    for row, make in enumerate(EXAM_KINDS.values()):
+        samples[row], masks[row] = make(good, keys, params.synthesis)
+
+
+def draw_sheet(folder: Path, images: np.ndarray, source: np.ndarray) -> None:
+    """Draw contact_sheet.png: a row of good images, then a row of each kind of sample made from them."""
+    samples = np.load(folder / "exam_images.npy", mmap_mode="r", allow_pickle=False)
+    count = min(SHEET_SOURCES, len(source))
+    tiles = [np.asarray(images[row]) for row in source[:count]]
+    captions = ["good"] * count
+    for kind, name in enumerate(EXAM_KINDS):
+        tiles += [np.asarray(sample) for sample in samples[kind, :count]]
+        captions += [name] * count
+    contact_sheet(tiles, captions, folder / "contact_sheet.png", columns=count)
+
+
+def _patch(good: np.ndarray, keys: SampleKeys, params: SynthesisParams) -> Samples:
+    return _as_arrays(cutpaste.cutpaste(as_tensor(good), keys, patch_params(params)))
+
+
+def _scar(good: np.ndarray, keys: SampleKeys, params: SynthesisParams) -> Samples:
+    return _as_arrays(cutpaste.scar(as_tensor(good), keys, scar_params(params)))
+
+
+def _nsa(good: np.ndarray, keys: SampleKeys, _params: SynthesisParams) -> Samples:
+    """Natural synthetic anomalies with settings derived from the images themselves."""
+    params, _ = derive_params(list(good), keys.category, keys.seed)
+    made = nsa_batch([prepare(image, params) for image in good], keys, params)
+    return np.stack([sample.image for sample in made]), np.stack([sample.mask for sample in made])
+
+
+def _as_arrays(made: cutpaste.Synthetic) -> Samples:
+    return made.images.permute(0, 2, 3, 1).numpy(), made.masks.numpy()
+
+
+EXAM_KINDS: dict[str, SampleMaker] = {"cutpaste": _patch, "scar": _scar, "nsa": _nsa}
+
+
+if __name__ == "__main__":
+    run_stage(main)

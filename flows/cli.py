@@ -1,0 +1,248 @@
+"""The command-line program `flawline`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from components.errors import UserError
+from components.stage import run_guarded
+from flows.environment import enter_project
+
+app = typer.Typer(
+    name="flawline",
+    help="Learns what good looks like from good images only, and finds defects it has never seen.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Get and look at data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+COLUMNS = {
+    "category": "category",
+    "image_auroc": "image AUROC",
+    "pixel_auroc": "pixel AUROC",
+    "aupro": "AUPRO",
+    "threshold": "threshold",
+    "version": "version",
+    "alias": "alias",
+    "method": "method",
+}
+
+
+def main() -> None:
+    """Run the program; what the user can mend is said in one sentence, with exit code 1."""
+    run_guarded(app)
+
+
+@app.command()
+def demo() -> None:
+    """Build the demo data set, run the whole line on it, and show what came out and what to try next."""
+    enter_project()
+    from components.params import load_params
+    from flows.pipeline import retrain
+
+    categories = list(load_params().data.categories)
+    failed = retrain(categories, with_demo=True)
+    _show_status(categories)
+    _fail_if(failed)
+    _show_next_steps(categories[0])
+
+
+@app.command()
+def run(
+    categories: Annotated[
+        list[str] | None, typer.Argument(help="Which categories; all of params.yaml if none is given.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with the categories, in MVTec AD layout; becomes data.root.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Settings for a use: demo, cpu, paper-cutpaste, …")] = None,
+    method: Annotated[str | None, typer.Option(help="What to learn with, such as cutpaste-3way or pretrained.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="One parameter, as SECTION.KEY=VALUE; may be repeated.")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Run stages again whose inputs did not change.")] = False,
+) -> None:
+    """Train, fit, evaluate and register CATEGORIES; options are first written to params.yaml, as `git diff` shows.
+
+    What is up to date is not computed again. The first version of a category becomes its champion.
+    """
+    enter_project_with(data)
+    from flows.pipeline import retrain
+    from flows.settings import edit_params
+
+    values: dict[str, Any] = {"method": method, "seed": seed, **_data_values(data, categories)}
+    params = edit_params(preset, settings or [], {name: value for name, value in values.items() if value is not None})
+    chosen = _known_categories(categories, params.data.categories)
+    failed = retrain(chosen, force=force)
+    _show_status(chosen)
+    _fail_if(failed)
+
+
+@app.command()
+def score(
+    images: Annotated[list[Path], typer.Argument(help="Images to inspect (PNG, JPEG, BMP, TIFF).")],
+    category: Annotated[
+        str | None, typer.Option(help="Which product they show; found from the path if that names a category.")
+    ] = None,
+    version: Annotated[str, typer.Option(help="Alias or number of the model's version.")] = "champion",
+    maps: Annotated[
+        Path | None, typer.Option(help="Folder to write a picture with the anomaly map of each to.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")] = False,
+) -> None:
+    """Score IMAGES with a registered model: image score, verdict at the threshold, p-value."""
+    paths = [path.resolve() for path in images]
+    maps = maps.resolve() if maps else None
+    enter_project()
+    from flows.scoring import category_of, score_images
+
+    rows = score_images(paths, category or category_of(paths), version, maps)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        _print_table(
+            rows,
+            {"image": "image", "score": "score", "threshold": "threshold", "verdict": "verdict", "p_value": "p-value"},
+        )
+
+
+@app.command()
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")] = False,
+) -> None:
+    """Show for every category the figures, the version and the alias of its model."""
+    enter_project()
+    rows = _status_rows(None)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    elif not rows:
+        print("No category has a model yet: try `flawline demo`, or `flawline run --data DIR`.")
+    else:
+        _print_table(rows, COLUMNS)
+
+
+@data_app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A data set of fetch.archives in params.yaml, such as mvtec.")],
+    destination: Annotated[Path | None, typer.Argument(help="New folder for it; data/NAME if not given.")] = None,
+) -> None:
+    """Download and unpack a published data set, with resume, SHA-256 check and safe extraction."""
+    target = destination.resolve() if destination else None
+    enter_project()
+    from components.fetch import fetch_dataset
+    from components.params import load_params
+    from flows.fetching import shown_progress
+
+    with shown_progress() as report:
+        fetch_dataset(name, load_params().fetch, target or Path("data") / name, report)
+    print(f"{name} is in {target or Path('data') / name}.")
+
+
+@data_app.command("list")
+def list_data(
+    root: Annotated[Path | None, typer.Argument(help="A folder with categories; data.root if not given.")] = None,
+) -> None:
+    """List the categories of a data set with their numbers of images."""
+    root = root.resolve() if root else None
+    enter_project()
+    from components.dataset import find_categories, list_category
+    from components.params import load_params
+
+    root = root or Path(load_params().data.root)
+    rows = [{"category": name, **list_category(root / name).counts()} for name in find_categories(root)]
+    _print_table(rows, {name: name for row in rows for name in row})
+
+
+def enter_project_with(data: Path | None) -> None:
+    """Enter the project; a relative data folder was meant from where the user stands, so it must exist there."""
+    if data is not None and not data.is_dir():
+        raise UserError(f"There is no data folder at {data}: check --data.")
+    enter_project()
+
+
+def _data_values(data: Path | None, categories: list[str] | None) -> dict[str, Any]:
+    """data.root and data.categories for a run on another folder; the path stays as it was given if it holds here."""
+    if data is None:
+        return {}
+    from components.dataset import find_categories
+
+    return {"data.root": str(data), "data.categories": categories or find_categories(data)}
+
+
+def _known_categories(chosen: list[str] | None, known: tuple[str, ...]) -> list[str]:
+    unknown = [name for name in chosen or [] if name not in known]
+    if unknown:
+        raise UserError(
+            f"{', '.join(unknown)} is not in data.categories of params.yaml ({', '.join(known)}): add it there."
+        )
+    return list(dict.fromkeys(chosen or known))
+
+
+def _status_rows(categories: list[str] | None) -> list[dict[str, Any]]:
+    from dataclasses import asdict
+
+    from components.registry import list_status
+
+    return [asdict(row) for row in list_status(categories)]
+
+
+def _show_status(categories: list[str]) -> None:
+    rows = _status_rows(categories)
+    if rows:
+        _print_table(rows, COLUMNS)
+
+
+def _print_table(rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(header_style="bold")
+    for name, title in columns.items():
+        table.add_column(title, justify="right" if isinstance(rows[0].get(name), int | float) else "left")
+    for row in rows:
+        table.add_row(*(_cell(row.get(name)) for name in columns))
+    width = None if sys.stdout.isatty() else 140
+    Console(width=width).print(table)
+
+
+def _cell(value: Any) -> str:
+    match value:
+        case None:
+            return "–"
+        case float():
+            return f"{value:.4f}"
+        case _:
+            return str(value)
+
+
+def _fail_if(failed: list[str]) -> None:
+    if failed:
+        raise UserError(f"{', '.join(failed)} did not get a model: see the messages above.")
+
+
+def _show_next_steps(category: str) -> None:
+    from components.dataset import list_category
+    from components.params import load_params
+    from components.places import Places
+    from components.tracking import tracking_uri
+
+    root = Path(load_params().data.root)
+    defect = next(record for record in list_category(root / category).test if not record.is_good)
+    print(
+        f"""
+Try next (first: source .venv/bin/activate):
+  flawline score {defect.path} --maps scored
+  mlflow ui --backend-store-uri {tracking_uri()}
+  dvc repro
+Anomaly maps: {Places(category).evaluation / "gallery.png"}"""
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""What must be set before the big libraries are imported: no telemetry, and all state inside the project's folder."""
+
+import os
+import sys
+from pathlib import Path
+
+from components.errors import UserError
+
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "GX_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DVC_NO_ANALYTICS": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_TO_API_ENABLED": "false",
+    "PREFECT_CLI_PROMPT": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+}
+
+
+def enter_project() -> Path:
+    """Go to the project's folder (the nearest with dvc.yaml and params.yaml, from here upwards) and set the defaults.
+
+    What the user has set stays. Raises UserError outside of a project.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "dvc.yaml").is_file() and (folder / "params.yaml").is_file():
+            os.chdir(folder)
+            _set_defaults(folder)
+            return folder
+    raise UserError(f"{here} is in no Flawline project: go to the folder with dvc.yaml and params.yaml.")
+
+
+def _set_defaults(project: Path) -> None:
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("PREFECT_HOME", str(project / ".flawline" / "prefect"))
+    os.environ.setdefault("FLAWLINE_PYTHON", sys.executable)

@@ -1,0 +1,101 @@
+"""The flow: for each category the stages in order, then register and promote; one category's failure stops no other."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect import flow, task
+
+from components import registry, tracking
+from components.files import read_json
+from components.fingerprint import relevant_params
+from components.params import load_params
+from components.places import Places
+from flows.stages import DEMO, STAGES, StageFailedError, reproduce, target_of
+
+
+def _is_passing(_task: Any, _run: Any, state: Any) -> bool:
+    """Retry what may pass by itself (a held lock), not what a person must mend."""
+    return isinstance(state.result(raise_on_failure=False), TimeoutError)
+
+
+@task(name="demo data", retries=5, retry_delay_seconds=3, retry_condition_fn=_is_passing)
+def make_demo_data() -> bool:
+    """Build the demo data set where it is not there yet."""
+    return reproduce(DEMO)
+
+
+@task(task_run_name="{stage}@{category}", retries=5, retry_delay_seconds=3, retry_condition_fn=_is_passing)
+def run_stage(stage: str, category: str, force: bool = False) -> bool:
+    """Run one DVC stage; True if it ran, False if it was up to date."""
+    return reproduce(target_of(stage, category), force=force)
+
+
+@task(task_run_name="register@{category}", retries=2, retry_delay_seconds=3)
+def register(category: str) -> int:
+    """Register the category's capsule in MLflow; the number of its version."""
+    places = Places(category)
+    metrics = read_json(places.metrics)
+    figures = {name: metrics[name] for name in FIGURES if metrics[name] is not None}
+    run_id = tracking.find_run(metrics["capsule_digest"])
+    return registry.register(category, places.capsule, run_id, figures, metrics["method"]).number
+
+
+@task(task_run_name="promote@{category}", retries=2, retry_delay_seconds=3)
+def promote(category: str, version: int) -> str:
+    """Make the first version of a category its champion; a later one stays the challenger. Returns the alias."""
+    champion = registry.champion(category)
+    if champion is None:
+        registry.promote(category, version, "first version")
+        return registry.CHAMPION
+    return registry.CHAMPION if champion.number == version else registry.CHALLENGER
+
+
+FIGURES = ("image_auroc", "pixel_auroc", "aupro", "f1", "false_alarm_rate", "exam_mark")
+
+
+@flow(name="flawline-retrain", flow_run_name="retrain {categories}", validate_parameters=False)
+def retrain(categories: Sequence[str], force: bool = False, with_demo: bool = False) -> list[str]:
+    """Bring every category to a registered version; returns the categories that failed.
+
+    categories: names, each a folder in `data.root`. force: run stages whose inputs did not change as well.
+    with_demo: build the demo data set first.
+    """
+    params = load_params()
+    if with_demo:
+        make_demo_data()
+    parent = tracking.start_parent_run(_run_name(categories), categories, relevant_params(params))
+    os.environ[tracking.PARENT_VARIABLE] = parent.run_id
+    failed = [category for category in categories if not _succeeds(category, force)]
+    tracking.finish_parent_run(parent, succeeded=not failed)
+    return failed
+
+
+def run_category(category: str, force: bool = False) -> None:
+    """All stages of one category, then register and promote."""
+    for stage in STAGES:
+        begun = time.monotonic()
+        ran = run_stage(stage, category, force)
+        _say(f"{category}: {stage} {f'done in {time.monotonic() - begun:.0f} s' if ran else 'is up to date'}")
+    version = register(category)
+    _say(f"{category}: version {version} is the {promote(category, version)}")
+
+
+def _succeeds(category: str, force: bool) -> bool:
+    try:
+        run_category(category, force)
+    except StageFailedError as error:
+        _say(f"{category}: stopped at {error}")
+        return False
+    return True
+
+
+def _run_name(categories: Sequence[str]) -> str:
+    return f"retrain {' '.join(categories)} {datetime.now(UTC):%Y-%m-%d %H:%M}"
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)

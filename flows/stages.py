@@ -1,0 +1,42 @@
+"""Run one DVC stage of one category, in this process's DVC: what it depends on is said in dvc.yaml alone."""
+
+import contextlib
+import os
+from pathlib import Path
+
+STAGES = ("validate", "synthesize", "train", "fit", "evaluate")
+DEMO = "data/dvc.yaml:demo"
+
+
+class StageFailedError(Exception):
+    """A stage's command failed; it has said why itself, in one sentence on stderr."""
+
+
+def reproduce(target: str, *, force: bool = False) -> bool:
+    """Run the stage `target` of the project in the current folder if its inputs changed, or always with `force`.
+
+    Returns whether it ran (False: its outputs were up to date, or came from the cache). Raises StageFailedError
+    where the stage failed.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+
+    try:
+        with Repo(os.fspath(Path.cwd())) as repo, open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
+            return bool(repo.reproduce([target], single_item=True, force=force))
+    except LockError as error:
+        raise TimeoutError(f"Another DVC command holds the lock of {Path.cwd()}.") from error
+    except DvcException as error:
+        raise StageFailedError(f"{target}: {_innermost(error)}") from error
+
+
+def target_of(stage: str, category: str) -> str:
+    """DVC's name of one stage of one category."""
+    return f"{stage}@{category}"
+
+
+def _innermost(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())
