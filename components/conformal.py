@@ -15,7 +15,7 @@ from math import ceil, expm1, floor, log, log1p
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 from components.errors import UserError
 
@@ -107,7 +107,7 @@ def conditional_rank(n: int, alpha: float, confidence: float) -> int | None:
     if n < needed_images(alpha, confidence):
         return None
     risk = float(1 - _exact(confidence, "confidence"))
-    allowed = np.flatnonzero(stats.binom.cdf(np.arange(n), n, alpha) <= risk)
+    allowed = np.flatnonzero(special.bdtr(np.arange(n), n, alpha) <= risk)
     return n - int(allowed.max(initial=0))
 
 
@@ -115,7 +115,7 @@ def rate_bound(n: int, rank: int, confidence: float) -> float:
     """The false-alarm rate that is not exceeded, at this confidence, with the threshold at the rank-th of n."""
     if rank == n:
         return _best_rate(n, confidence)
-    return float(stats.beta.ppf(confidence, n + 1 - rank, rank))
+    return float(special.betaincinv(n + 1 - rank, rank, confidence))
 
 
 def needed_images(alpha: float, confidence: float) -> int:

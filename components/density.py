@@ -37,6 +37,8 @@ RANK_TOLERANCE = 1e-12
 # Fourth powers of larger values would overflow.
 LARGEST_VALUE = 1e60
 CHUNK_BYTES = 1 << 24
+# Columns that the projection for leading eigenpairs has more than the rank it looks for.
+SKETCH_MARGIN = 8
 
 
 # Moments -------------------------------------------------------------------------------------------------------
@@ -283,6 +285,23 @@ def _refuse_first_bad(x: np.ndarray) -> None:
                 f"The features hold {x[place]} at {named.format(*place)}: every feature must be a finite number "
                 f"below {LARGEST_VALUE:g}, so check the image and the encoder that made it."
             )
+
+
+def leading_eigenpairs(covariance: np.ndarray, rank: int, freedom: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `rank` largest eigenvalues (k,), ascending, with eigenvectors (D, k), of a covariance (D, D).
+
+    freedom: a bound of the covariance's own rank (observations less means). Where that is small, a fixed random
+    projection finds its range exactly (Halko, Martinsson and Tropp, 2011), and only a small matrix is decomposed.
+    """
+    dimensions = len(covariance)
+    first = max(0, dimensions - rank)
+    if 2 * (freedom + SKETCH_MARGIN) > dimensions:
+        values, vectors = linalg.eigh(covariance, subset_by_index=(first, dimensions - 1), check_finite=False)
+        return np.maximum(values, 0), vectors
+    probe = np.random.default_rng(0).standard_normal((dimensions, freedom + SKETCH_MARGIN))
+    basis = np.linalg.qr(covariance @ probe)[0]  # (D, m)
+    values, small = np.linalg.eigh(basis.T @ covariance @ basis)
+    return np.maximum(values[-rank:], 0), basis @ small[:, -rank:]
 
 
 def _pack(matrices: np.ndarray) -> np.ndarray:
@@ -691,11 +710,9 @@ class GaussianDensity:
     def _leading(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The `rank` leading eigenvalues (k,) and eigenvectors (D, k) of each empirical covariance."""
         scatter, observations, _ = self._spread()
+        freedom = observations - (len(self._defined().mean) if self.layout == "pooled" else 1)
         for matrix in scatter:
-            last = len(matrix) - 1
-            first = max(0, last + 1 - self.rank)
-            values, vectors = linalg.eigh(matrix / observations, subset_by_index=(first, last), check_finite=False)
-            yield np.maximum(values, 0), vectors
+            yield leading_eigenpairs(matrix / observations, self.rank, freedom)
 
     def _inverter(self, observations: int) -> Callable[[np.ndarray], np.ndarray]:
         if self.covariance != "empirical":

@@ -16,7 +16,14 @@ from components.images import ImageLimits
 PRESETS = Path(__file__).parent / "presets"
 
 Method = Literal[
-    "pretrained", "cutpaste-binary", "cutpaste-scar", "cutpaste-union", "cutpaste-3way", "rotation", "cutout"
+    "pretrained",
+    "cutpaste-binary",
+    "cutpaste-scar",
+    "cutpaste-union",
+    "cutpaste-3way",
+    "rotation",
+    "cutout",
+    "confetti",
 ]
 
 
@@ -36,7 +43,7 @@ class DataParams(_Section):
 class LimitParams(_Section):
     """What an image file may be at most; see `components.images.ImageLimits`."""
 
-    max_pixels: int = Field(100_000_000, gt=0)
+    max_pixels: int = Field(100_000_000, gt=0, le=178_956_970)  # above, Pillow's own limit would be the lower one
     max_bytes: int = Field(500_000_000, gt=0)
 
     def image_limits(self) -> ImageLimits:
@@ -134,7 +141,7 @@ class FitParams(_Section):
     """The density: which compositions of levels and Gaussians sit the exam, and how many of the best are averaged."""
 
     folds: int = Field(5, ge=2)
-    best: int = Field(3, ge=1)
+    best: int = Field(2, ge=1)
     margin: float = Field(0.0, ge=0, lt=1)
 
 

@@ -508,3 +508,12 @@ def test_low_rank_of_full_rank_is_the_ridge_and_survives_storage() -> None:
 def test_rank_must_be_positive() -> None:
     with pytest.raises(UserError, match="rank"):
         GaussianDensity("image", "low-rank", rank=0)
+
+
+def test_leading_eigenpairs_of_few_observations_are_those_of_the_whole_decomposition() -> None:
+    x = np.random.default_rng(7).standard_normal((20, 90)) @ np.diag(np.geomspace(2, 0.05, 90))
+    covariance = np.cov(x.T, bias=True)
+    values, vectors = density_module.leading_eigenpairs(covariance, rank=10, freedom=19)
+    expected = np.linalg.eigh(covariance)[0][-10:]
+    np.testing.assert_allclose(values, expected, rtol=1e-10)
+    np.testing.assert_allclose(covariance @ vectors, vectors * values, atol=1e-10)
