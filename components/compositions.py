@@ -5,8 +5,10 @@ from components.density import Covariance, Layout
 from components.detector import Composition
 
 # Strides whose levels go together on one grid of cells of 16 pixels: deeper ones tell parts, earlier ones surfaces.
-LEVEL_SETS = ((8, 16, 32), (4, 8, 16))
+LEVEL_SETS = ((4, 8, 16, 32), (8, 16, 32))
 CELL = 16
+# Earlier levels vary less than deeper ones; these factors, by stride and depth within it, let them count.
+FACTORS: dict[int, tuple[float, ...]] = {4: (2.0,), 8: (2.0,), 16: (1.5, 1.0), 32: (1.0,)}
 RIDGE, RANK = 0.01, 64
 KINDS: tuple[tuple[Layout, Covariance], ...] = (("location", "low-rank"), ("shared", "ridge"))
 
@@ -18,10 +20,11 @@ def candidates(name: str, encoder: Encoder, size: int) -> list[Composition]:
     aligned objects, the shared one textures and objects at any place), and one of the pooled features.
     """
     dense = [
-        Composition(name, levels, layout, max(1, size // CELL), covariance, RIDGE, RANK)
+        Composition(name, levels, layout, max(1, size // CELL), covariance, RIDGE, RANK, factors)
         for strides in LEVEL_SETS
-        if (levels := levels_at(encoder, strides))
+        for levels, factors in [levels_at(encoder, strides)]
         for layout, covariance in KINDS
+        if levels
     ]
     return [*dense, pooled(name, (HEAD,))]
 
@@ -31,17 +34,17 @@ def pooled(name: str, levels: tuple[str, ...]) -> Composition:
     return Composition(name, levels, "image", covariance="ledoit-wolf")
 
 
-def levels_at(encoder: Encoder, strides: tuple[int, ...]) -> tuple[str, ...]:
-    """The encoder's levels with these strides; of 32 only the first, as the last blocks are the classifier's own.
+def levels_at(encoder: Encoder, strides: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """The encoder's levels with these strides, and the factor of each.
 
-    Of stride 4 and 8 only the last, which has seen most; all of stride 16, where a backbone has most of its blocks.
+    Of stride 32 only the first level, as the last blocks are the classifier's own; of stride 4 and 8 only the last,
+    which has seen most; all of stride 16, where a backbone has most of its blocks.
     """
-    chosen: list[str] = []
+    levels: list[str] = []
+    factors: list[float] = []
     for stride in strides:
-        of_stride = [level for level, found in encoder.strides.items() if found == stride]
-        if stride == 32:
-            of_stride = of_stride[:1]
-        elif stride < 16:
-            of_stride = of_stride[-1:]
-        chosen += of_stride
-    return tuple(chosen)
+        found = [level for level, own in encoder.strides.items() if own == stride]
+        chosen = found[:1] if stride == 32 else found if stride == 16 else found[-1:]
+        levels += chosen
+        factors += [FACTORS[stride][min(depth, len(FACTORS[stride]) - 1)] for depth in range(len(chosen))]
+    return tuple(levels), tuple(factors)

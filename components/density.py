@@ -11,18 +11,22 @@ Chen et al., "Shrinkage algorithms for MMSE covariance estimation" (2010), eq. 2
 Chan, Golub and LeVeque (1979), here carried to the fourth order.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 from scipy import linalg, special
 from scipy.linalg import lapack
 from scipy.spatial.distance import cdist
+from threadpoolctl import threadpool_limits
 
 from components.errors import UserError
 
+Result = TypeVar("Result")
 Layout = Literal["image", "shared", "location", "pooled"]
 Covariance = Literal["ledoit-wolf", "oas", "empirical", "ridge", "low-rank"]
 
@@ -285,6 +289,15 @@ def _refuse_first_bad(x: np.ndarray) -> None:
                 f"The features hold {x[place]} at {named.format(*place)}: every feature must be a finite number "
                 f"below {LARGEST_VALUE:g}, so check the image and the encoder that made it."
             )
+
+
+def _each(compute: Callable[[np.ndarray], Result], matrices: np.ndarray) -> Iterator[Result]:
+    """`compute` of each small matrix, in order; on all cores, with one thread for each, as BLAS loses time on them."""
+    if len(matrices) == 1:
+        yield compute(matrices[0])
+        return
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield from pool.map(compute, matrices)
 
 
 def leading_eigenpairs(covariance: np.ndarray, rank: int, freedom: int) -> tuple[np.ndarray, np.ndarray]:
@@ -696,8 +709,8 @@ class GaussianDensity:
         whitening = np.empty(scatter.shape, dtype)
         for groups in _group_blocks(*scatter.shape[:2]):
             covariance = _shrunk(scatter[groups], observations, shrinkage[groups], diagonal[groups])
-            for matrix, group in zip(covariance, whitening[groups], strict=True):
-                group[...] = invert(matrix)
+            for group, inverse in zip(whitening[groups], _each(invert, covariance), strict=True):
+                group[...] = inverse
         return whitening
 
     def _low_rank(self, dtype: np.dtype) -> tuple[np.ndarray, LowRank]:
@@ -711,8 +724,7 @@ class GaussianDensity:
         """The `rank` leading eigenvalues (k,) and eigenvectors (D, k) of each empirical covariance."""
         scatter, observations, _ = self._spread()
         freedom = observations - (len(self._defined().mean) if self.layout == "pooled" else 1)
-        for matrix in scatter:
-            yield leading_eigenpairs(matrix / observations, self.rank, freedom)
+        yield from _each(lambda matrix: leading_eigenpairs(matrix / observations, self.rank, freedom), scatter)
 
     def _inverter(self, observations: int) -> Callable[[np.ndarray], np.ndarray]:
         if self.covariance != "empirical":

@@ -29,6 +29,7 @@ class Composition:
         layout: "image" (global average, one vector an image), "shared", "location" or "pooled" (a vector a location).
         grid: locations per side; 0 for the layout "image".
         covariance, ridge, rank: as `GaussianDensity` takes them.
+        factors: by which each level is multiplied first; all 1 where empty.
         top: share of the locations, the highest, whose mean distance is the image score.
         smooth: side of the square of neighbouring cells over which features are averaged; 1 for none.
     """
@@ -40,6 +41,7 @@ class Composition:
     covariance: Covariance = "ledoit-wolf"
     ridge: float = 0.01
     rank: int = 32
+    factors: tuple[float, ...] = ()
     top: float = 0.01
     smooth: int = 1
 
@@ -61,7 +63,7 @@ class Composition:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "Composition":
         """The inverse of `dataclasses.asdict` through JSON."""
-        return cls(**{**fields, "levels": tuple(fields["levels"])})
+        return cls(**{**fields, "levels": tuple(fields["levels"]), "factors": tuple(fields["factors"])})
 
 
 def arrange(features: Mapping[str, Tensor], composition: Composition) -> np.ndarray:
@@ -69,7 +71,8 @@ def arrange(features: Mapping[str, Tensor], composition: Composition) -> np.ndar
 
     features: block outputs (N, C, h, w) and (N, C) for "head", as `Encoder.features` gives them.
     """
-    chosen = [features[level].float() for level in composition.levels]
+    factors = composition.factors or (1.0,) * len(composition.levels)
+    chosen = [features[level].float() * factor for level, factor in zip(composition.levels, factors, strict=True)]
     if not composition.is_dense:
         pooled = [f.mean(dim=(2, 3)) if f.ndim == 4 else f for f in chosen]
         return torch.cat(pooled, dim=1).numpy(force=True)  # (N, D)

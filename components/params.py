@@ -141,7 +141,7 @@ class FitParams(_Section):
     """The density: which compositions of levels and Gaussians sit the exam, and how many of the best are averaged."""
 
     folds: int = Field(5, ge=2)
-    best: int = Field(2, ge=1)
+    best: int = Field(1, ge=1)
     margin: float = Field(0.0, ge=0, lt=1)
 
 

@@ -1,0 +1,135 @@
+"""Every method on real categories: figures, seconds; the representation before any training beside the trained ones.
+
+    python -m benchmarks.methods --data ../shared/data --out benchmarks/results/methods.json
+
+Rows that the file has already (same category, method, seed) are kept, so a run that was cut short goes on. The first
+method of the list is the default of the preset.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import print_table, write_results
+from components import evaluate, fit, synthesize, train, validate
+from components.capsule import load_capsule
+from components.files import read_json
+from components.params import Params, parse_params, read_preset
+from components.places import Places
+from components.prepared import load_prepared
+
+CATEGORIES = ("mvtec/bottle", "mvtec/screw", "magnetic_tile")
+METHODS = ("cutpaste-3way", "pretrained")
+COLUMNS = ("category", "method", "seed", "default", "encoder", "image_auroc", "pixel_auroc", "aupro", "exam_mark",
+           "train_s", "fit_s", "score_ms")  # fmt: skip
+
+
+def main() -> None:
+    """Measure what is missing, one row at a time, and write the file after each."""
+    arguments = parse_arguments()
+    rows = known_rows(arguments.out)
+    done = {(row["category"], row["method"], row["seed"]) for row in rows}
+    default = read_preset(arguments.preset)["method"]
+    for category in arguments.categories:
+        for method in arguments.methods:
+            for seed in arguments.seeds:
+                if (Path(category).name, method, seed) in done:
+                    continue
+                params = make_params(arguments, category, method, seed)
+                row = {**measure(Path(category).name, params, arguments.work), "default": method == default}
+                rows.append({name: row[name] for name in COLUMNS})
+                write_results(arguments.out, rows)
+    print_table(rows)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds the categories")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file; rows it has are kept")
+    parser.add_argument("--work", type=Path, default=Path(".flawline/benchmarks"), help="folder for the runs")
+    parser.add_argument("--preset", default="cpu")
+    parser.add_argument("--categories", nargs="+", default=list(CATEGORIES))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--steps", type=int, help="training steps instead of the preset's")
+    return parser.parse_args()
+
+
+def known_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of an earlier run; none where there is no file."""
+    return list(json.loads(path.read_text())["rows"]) if path.is_file() else []
+
+
+def make_params(arguments: argparse.Namespace, category: str, method: str, seed: int) -> Params:
+    """Parameters of one row: the preset, with this method and seed, on this folder."""
+    path = (arguments.data / category).resolve()
+    content = read_preset(arguments.preset) | {
+        "method": method,
+        "seed": seed,
+        "data": {"root": str(path.parent), "categories": [path.name]},
+    }
+    if arguments.steps is not None:
+        content["training"] = content.get("training", {}) | {"steps": arguments.steps}
+    return parse_params(content, f"preset {arguments.preset}")
+
+
+def measure(category: str, params: Params, work: Path) -> dict[str, Any]:
+    """Run all stages of one row in a folder of its own, and take their times."""
+    with working_in(work / f"{category}-{params.method}-{params.seed}"):
+        for stage in (validate, synthesize):
+            stage.main(category, params)
+        train_s = seconds(lambda: train.main(category, params))
+        fit_s = seconds(lambda: fit.main(category, params))
+        evaluate.main(category, params)
+        places = Places(category)
+        metrics = read_json(places.metrics)
+        images = np.asarray(load_prepared(places.prepared).images[:16])
+        score_ms = score_milliseconds(places.capsule, images)
+    figures = {name: metrics[name] for name in ("image_auroc", "pixel_auroc", "aupro", "exam_mark", "encoder")}
+    return {
+        "category": category,
+        "method": params.method,
+        "seed": params.seed,
+        **figures,
+        "train_s": round(train_s, 1),
+        "fit_s": round(fit_s, 1),
+        "score_ms": round(score_ms, 1),
+    }
+
+
+def seconds(action: Any) -> float:
+    """Wall time of a call."""
+    begun = time.perf_counter()
+    action()
+    return time.perf_counter() - begun
+
+
+def score_milliseconds(capsule: Path, images: np.ndarray) -> float:
+    """Median time per image of scoring a batch, in milliseconds."""
+    loaded = load_capsule(capsule)
+    return statistics.median(seconds(lambda: loaded.score(images)) for _ in range(3)) / len(images) * 1000
+
+
+@contextlib.contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Make `folder` the current one for a while; the stages write below it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+if __name__ == "__main__":
+    main()
