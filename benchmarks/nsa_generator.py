@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.filters import median
 from skimage.morphology import disk
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from benchmarks.common import print_table, write_results
 from components.draws import SampleKeys

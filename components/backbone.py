@@ -8,14 +8,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
+from struct import error as StructError
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from components.errors import UserError
-from components.files import read_json, write_json
+from components.files import read_json, write_bytes, write_json
 from components.params import BackboneParams
 
 HEAD = "head"
@@ -89,6 +92,8 @@ class Encoder(nn.Module):
         names = []
         for depth, block in enumerate(_blocks(self.body)):
             names.append(f"b{depth}")
+            if isinstance(getattr(block, "inplace", None), bool):
+                block.inplace = False  # type: ignore[assignment]  # else it would overwrite the level before it
             block.register_forward_hook(self._keeper(names[-1]))
         return names
 
@@ -119,8 +124,13 @@ class Encoder(nn.Module):
         """The stride of every block, in pixels of the image, and the dimension of the pooled feature."""
         was_training = self.body.training
         self.body.eval()
-        with torch.no_grad():
-            found = self.features(torch.zeros(1, 3, PROBE, PROBE, dtype=torch.uint8), self.levels)
+        try:
+            with torch.no_grad():
+                found = self.features(torch.zeros(1, 3, PROBE, PROBE, dtype=torch.uint8), self.levels)
+        except AssertionError as error:  # timm's transformers take one size only
+            raise UserError(f"{self.spec.name} does not take any size: choose a convolutional backbone.") from error
+        if any(found[level].ndim != 4 for level in self.levels[:-1]):
+            raise UserError(f"The blocks of {self.spec.name} give no maps: choose a convolutional backbone.")
         self.body.train(was_training)
         return {level: PROBE // found[level].shape[-1] for level in self.levels[:-1]}, found[HEAD].shape[1]
 
@@ -152,7 +162,7 @@ def build_encoder(params: BackboneParams, seed: int) -> Encoder:
 def save_encoder(encoder: Encoder, folder: Path) -> None:
     """Write `encoder.safetensors` (weights) and `encoder.json` (what they belong to) into `folder`."""
     weights = {name: value.contiguous().cpu() for name, value in encoder.body.state_dict().items()}
-    save_file(weights, folder / "encoder.safetensors")
+    write_bytes(folder / "encoder.safetensors", save(weights))
     write_json(folder / "encoder.json", asdict(encoder.spec))
 
 
@@ -252,10 +262,7 @@ def _load_local(encoder: Encoder, path: Path) -> None:
     """Load a state dict; a classifier in the file is left out, anything else must fit exactly."""
     if not path.is_file():
         raise UserError(f"There are no weights at {path}: correct backbone.weights in params.yaml.")
-    if path.suffix == ".safetensors":
-        weights = load_file(path)
-    else:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+    weights = _read_weights(path)
     wanted = encoder.body.state_dict()
     missing = [name for name in wanted if name not in weights or weights[name].shape != wanted[name].shape]
     if missing:
@@ -264,3 +271,15 @@ def _load_local(encoder: Encoder, path: Path) -> None:
             f"{missing[0]}): correct backbone.name or backbone.weights in params.yaml."
         )
     encoder.body.load_state_dict({name: weights[name] for name in wanted})
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, StructError, RuntimeError, EOFError, ValueError) as error:
+        raise UserError(f"The weights at {path} cannot be read ({type(error).__name__}): replace the file.") from error
+    if not isinstance(weights, dict):
+        raise UserError(f"{path} holds no state dict: save `model.state_dict()` and name that in backbone.weights.")
+    return weights

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from components import conformal
 from components.backbone import load_encoder, save_encoder
 from components.density import GaussianScorer
 from components.detector import Composition, Detector, Part, Scale
 from components.errors import UserError
-from components.files import digest_of, new_directory, read_json, sha256_file, write_json
+from components.files import digest_of, new_directory, read_json, sha256_file, write_bytes, write_json
 
 FORMAT = 1
 TOLERANCE = 1e-4
@@ -74,10 +74,11 @@ def save_capsule(capsule: Capsule, golden: np.ndarray, folder: Path) -> str:
         for name, encoder in capsule.detector.encoders.items():
             (beside / "encoders" / name).mkdir(parents=True)
             save_encoder(encoder, beside / "encoders" / name)
-        save_file(_density_arrays(capsule), beside / "density.safetensors")
+        write_bytes(beside / "density.safetensors", save(_density_arrays(capsule)))
         (beside / "golden").mkdir()
         scores, maps = capsule.score(golden)
-        save_file({"images": golden, "scores": scores, "maps": maps}, beside / "golden" / "golden.safetensors")
+        reference = {"images": golden, "scores": scores, "maps": maps}
+        write_bytes(beside / "golden" / "golden.safetensors", save(reference))
         card = _card(capsule, beside)
         write_json(beside / "capsule.json", card)
     return str(card["digest"])
@@ -109,15 +110,15 @@ def load_capsule(folder: Path) -> Capsule:
 def read_card(folder: Path) -> dict[str, Any]:
     """What `capsule.json` says, without loading or checking the rest; UserError where there is no capsule."""
     try:
-        card = read_json(folder / "capsule.json")
-    except (OSError, ValueError) as error:
+        card = dict(read_json(folder / "capsule.json"))
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"There is no readable capsule at {folder}: run the pipeline for this category.") from error
     if card.get("format") != FORMAT:
         raise UserError(
             f"The capsule at {folder} has format {card.get('format')}, this version reads {FORMAT}: "
             "make it anew with `flawline run`."
         )
-    return dict(card)
+    return card
 
 
 def _card(capsule: Capsule, folder: Path) -> dict[str, Any]:
@@ -147,7 +148,8 @@ def _density_arrays(capsule: Capsule) -> dict[str, np.ndarray]:
 
 def _part(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray], index: int) -> Part:
     composition = Composition.from_json(meta["composition"])
-    own = {name: arrays[f"{index}.{name}"] for name in ("mean", "whitening")}
+    prefix = f"{index}."
+    own = {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
     return Part(
         composition,
         GaussianScorer.from_arrays(own, {"layout": composition.layout}),
@@ -161,7 +163,7 @@ def _part(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray], index: int)
 def _checked_card(folder: Path) -> dict[str, Any]:
     card = read_card(folder)
     content = {name: value for name, value in card.items() if name != "digest"}
-    if digest_of(content) != card["digest"]:
+    if digest_of(content) != card.get("digest"):
         raise UserError(f"The capsule at {folder} was changed after it was made (capsule.json): restore or remake it.")
     for name, digest in card["files"].items():
         path = folder / name
@@ -176,8 +178,8 @@ def _check_golden(capsule: Capsule, folder: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise UserError(f"The golden inputs of the capsule at {folder} cannot be read: remake it.") from error
     scores, maps = capsule.score(golden["images"])
-    worst = max(_difference(scores, golden["scores"]), _difference(maps, golden["maps"]))
-    if worst > TOLERANCE:
+    worst = float(np.max([_difference(scores, golden["scores"]), _difference(maps, golden["maps"])]))
+    if not worst <= TOLERANCE:  # so that NaN is refused too
         raise UserError(
             f"The capsule at {folder} scores its golden inputs differently here (by {worst:.1e}, allowed {TOLERANCE}): "
             "this machine's libraries compute otherwise than the ones it was made with, so it is not served."

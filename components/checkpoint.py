@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from components.files import new_directory, read_json, write_json
+from components.files import new_directory, read_json, write_bytes, write_json
 
 
 def save_checkpoint(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
     """Replace the checkpoint in `folder`, whole or not at all, by named groups of tensors and JSON-able facts."""
     with new_directory(folder) as beside:
         for group, values in tensors.items():
-            save_file({name: value.detach().cpu().contiguous() for name, value in values.items()}, beside / group)
+            data = save({name: value.detach().cpu().contiguous() for name, value in values.items()})
+            write_bytes(beside / group, data)
         write_json(beside / "facts.json", {**facts, "groups": sorted(tensors)})
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from components.backbone import Encoder
-from components.density import Covariance, GaussianDensity, GaussianScorer, Layout
+from components.density import Covariance, GaussianDensity, GaussianScorer, Layout, low_rank_scorer
 from components.images import resize_image
 
 BATCH = 16
@@ -59,6 +59,13 @@ class Composition:
     def density(self) -> GaussianDensity:
         """An empty density of this composition's kind."""
         return GaussianDensity(self.layout, self.covariance, self.ridge, self.rank)
+
+    def scorer_of(self, features: np.ndarray) -> GaussianScorer:
+        """The scorer of this composition fitted to `features`, as `arrange` gives them, by the cheapest way."""
+        few = len(features) < features.shape[-1]
+        if few and self.covariance == "low-rank" and self.layout in ("image", "location"):
+            return low_rank_scorer(features, self.layout, self.ridge, self.rank)
+        return self.density().fit(features).scorer()
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "Composition":

@@ -14,6 +14,8 @@ def os_error_sentence(error: OSError) -> str:
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
             return f"The disk is full{where}: free some space and run again; nothing was left half-made."
+        case errno.EFBIG:
+            return f"A file{where} is larger than this system lets one be: raise the limit (ulimit -f) and run again."
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return f"Writing or reading is not permitted{where}: check the owner and the mode of the file."
         case errno.ENOENT:

@@ -6,7 +6,7 @@ kind alone misleads, the mean over kinds ranks compositions nearly as test label
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from components.prepared import Prepared, batches
 Features = dict[str, Tensor]
 BATCH = 16
 PIXELS = 64
+MOST_FITTED = 400
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,15 @@ class ExamPaper:
         samples: kind to the same of the synthetic sample of each good image, in the same order.
         masks: kind to (M, H, W) bool: what was changed.
         folds: (M,) the fold of each image; one fold only means that the density was fitted elsewhere.
+        more: level to features of further good images, which do not sit the exam but which densities learn from: what
+            suits many images may not be what suits few, so a candidate must be fitted to about as many as in earnest.
     """
 
     good: Features
     samples: Mapping[str, Features]
     masks: Mapping[str, np.ndarray]
     folds: np.ndarray
+    more: Features | None = None
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,12 @@ def held_out_paper(encoder: Encoder, prepared: Prepared, levels: Sequence[str]) 
 
 def cross_paper(encoder: Encoder, prepared: Prepared, levels: Sequence[str], folds: int, seed: int) -> ExamPaper:
     """The exam of the images to learn from, each to be scored by densities of the other folds."""
-    return _paper(
-        encoder, prepared, levels, ~prepared.held_out[prepared.exam_source], lambda n: fold_numbers(n, folds, seed)
-    )
+    chosen = ~prepared.held_out[prepared.exam_source]
+    paper = _paper(encoder, prepared, levels, chosen, lambda n: fold_numbers(n, folds, seed))
+    others = np.setdiff1d(prepared.fit_rows, prepared.exam_source)[: MOST_FITTED - int(chosen.sum())]
+    if not len(others):
+        return paper
+    return replace(paper, more=extract(encoder, prepared.images, others, levels))
 
 
 def _paper(
@@ -110,13 +117,12 @@ def cross_examine(composition: Composition, paper: ExamPaper) -> Mark:
     """Mark a composition by cross-fitting: each fold is scored by the density of the other folds' good images."""
     good = arrange(paper.good, composition)
     samples = {kind: arrange(features, composition) for kind, features in paper.samples.items()}
-    numbers = range(int(paper.folds.max()) + 1)
-    densities = [composition.density().fit(good[paper.folds == k]) for k in numbers]
+    more = [arrange(paper.more, composition)] if paper.more else []
     distances = {kind: np.empty(values.shape[:-1], np.float32) for kind, values in samples.items()}
     good_distances = np.empty(good.shape[:-1], np.float32)
-    for k in numbers:
-        scorer = GaussianDensity.all_but(densities, k).scorer()
+    for k in range(int(paper.folds.max()) + 1):
         rows = paper.folds == k
+        scorer = composition.scorer_of(np.concatenate([good[~rows], *more]))
         good_distances[rows] = scorer.score(good[rows])
         for kind, values in samples.items():
             distances[kind][rows] = scorer.score(values[rows])
@@ -134,13 +140,24 @@ def examine(composition: Composition, density: GaussianDensity, paper: ExamPaper
 def mark(
     composition: Composition, good: np.ndarray, samples: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]
 ) -> Mark:
-    """Mark from distances of the good images (M,) or (M, L) and of the samples of each kind, of the same shape."""
+    """Mark from distances of the good images (M,) or (M, L) and of the samples of each kind, of the same shape.
+
+    A sample in which nothing was changed (its mask is empty) is no defect and is left out.
+    """
     good_scores = image_scores(good, composition)
-    by_kind = {kind: _auroc(good_scores, image_scores(values, composition)) for kind, values in samples.items()}
+    changed = {kind: masks[kind].any(axis=(1, 2)) for kind in samples}
+    kinds = [kind for kind in samples if changed[kind].any()]
+    by_kind = {k: _auroc(good_scores, image_scores(samples[k][changed[k]], composition)) for k in kinds}
     pixel = None
     if composition.is_dense:
-        pixel = float(np.mean([_pixel_auroc(values, masks[kind], composition) for kind, values in samples.items()]))
-    return Mark(composition, float(np.mean(list(by_kind.values()))), pixel, by_kind)
+        pixels = [_pixel_auroc(samples[k][changed[k]], masks[k][changed[k]], composition) for k in kinds]
+        pixel = _mean(pixels)
+    return Mark(composition, _mean(list(by_kind.values())), pixel, by_kind)
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean; 0.5, a guess, of nothing."""
+    return float(np.mean(values)) if values else 0.5
 
 
 def _auroc(good: np.ndarray, bad: np.ndarray) -> float:

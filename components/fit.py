@@ -17,7 +17,6 @@ from components.density import GaussianDensity
 from components.detector import Composition, Detector, Part, Scale, arrange, as_tensor, image_scores, levels_of
 from components.exam import BATCH, Mark, best, cross_examine, cross_paper, examine, held_out_paper
 from components.files import read_json
-from components.fingerprint import relevant_params
 from components.params import Params
 from components.places import Places
 from components.prepared import Prepared, batches, load_prepared
@@ -25,6 +24,8 @@ from components.runtime import use_threads
 from components.stage import run_stage
 
 PRETRAINED, TRAINED = "pretrained", "trained"
+# What the capsule says it was made with: no more than this stage's params in dvc.yaml, or its bytes would grow stale.
+MAKING = ("method", "seed", "threads", "image", "synthesis", "backbone", "training", "fit", "threshold")
 GOLDEN = 4
 SIGMA = 2.0  # of the receptive field's Gaussian, in 1/256 of the image's side
 
@@ -180,7 +181,7 @@ def make_capsule(detector: Detector, choice: Choice, prepared: Prepared, params:
         },
         provenance={
             "data_digest": prepared.data_digest,
-            "params": relevant_params(params),
+            "params": params.model_dump(mode="json", include=set(MAKING)),
             "libraries": library_versions(),
         },
     )

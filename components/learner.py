@@ -19,6 +19,7 @@ from components.backbone import Encoder
 from components.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from components.detector import as_tensor
 from components.draws import SampleKeys
+from components.errors import UserError
 from components.params import TrainingParams
 from components.tasks import Task
 
@@ -113,6 +114,11 @@ class Learner:
         labels = labels.to(self.device)
         logits = self._forward(images)  # (B·k, classes)
         loss = nn.functional.cross_entropy(logits, labels)
+        if not math.isfinite(loss.item()):
+            raise UserError(
+                f"The training on {self.category} diverged at step {self.progress.step + 1}: lower training.rate or "
+                "training.head_rate in params.yaml."
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

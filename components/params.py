@@ -140,7 +140,7 @@ class TrainingParams(_Section):
 class FitParams(_Section):
     """The density: which compositions of levels and Gaussians sit the exam, and how many of the best are averaged."""
 
-    folds: int = Field(5, ge=2)
+    folds: int = Field(4, ge=2)
     best: int = Field(1, ge=1)
     margin: float = Field(0.0, ge=0, lt=1)
 

@@ -4,6 +4,7 @@
 `prepared.json` says what each row is.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,10 @@ class Prepared:
 
 def new_array(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """A .npy file mapped for writing, so that a category of any size is written in constant memory."""
-    return open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    array = open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    with path.open("r+b") as file:  # a full disk is an OSError here, but would kill the process at a mapped page
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def write_index(

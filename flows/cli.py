@@ -73,12 +73,13 @@ def run(
     What is up to date is not computed again. The first version of a category becomes its champion.
     """
     enter_project_with(data)
-    from flows.pipeline import retrain
     from flows.settings import edit_params
 
     values: dict[str, Any] = {"method": method, "seed": seed, **_data_values(data, categories)}
     params = edit_params(preset, settings or [], {name: value for name, value in values.items() if value is not None})
     chosen = _known_categories(categories, params.data.categories)
+    from flows.pipeline import retrain  # seconds to import: only when all that was asked for is possible
+
     failed = retrain(chosen, force=force)
     _show_status(chosen)
     _fail_if(failed)

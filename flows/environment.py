@@ -37,4 +37,5 @@ def _set_defaults(project: Path) -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("PREFECT_HOME", str(project / ".flawline" / "prefect"))
+    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)  # Prefect itself makes no parents
     os.environ.setdefault("FLAWLINE_PYTHON", sys.executable)

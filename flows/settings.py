@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, YAMLError
 
 from components.errors import UserError
 from components.files import write_text
@@ -58,7 +58,10 @@ def _parse_setting(setting: str) -> tuple[str, Any]:
     key, equals, text = setting.partition("=")
     if not equals or not key:
         raise UserError(f"--set takes SECTION.KEY=VALUE, such as training.steps=100, not {setting!r}.")
-    return key, YAML(typ="safe").load(text)
+    try:
+        return key, YAML(typ="safe").load(text)
+    except YAMLError as error:
+        raise UserError(f"The value in --set {setting!r} is not valid YAML: quote or correct it.") from error
 
 
 def _set_dotted(content: Any, key: str, value: Any) -> None:

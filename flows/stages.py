@@ -1,6 +1,7 @@
 """Run one DVC stage of one category, in this process's DVC: what it depends on is said in dvc.yaml alone."""
 
 import contextlib
+import logging
 import os
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def reproduce(target: str, *, force: bool = False) -> bool:
     from dvc.lock import LockError
     from dvc.repo import Repo
 
+    logging.getLogger("dvc").setLevel(logging.WARNING)  # the flow itself says what runs
     try:
         with Repo(os.fspath(Path.cwd())) as repo, open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
             return bool(repo.reproduce([target], single_item=True, force=force))

@@ -517,3 +517,17 @@ def test_leading_eigenpairs_of_few_observations_are_those_of_the_whole_decomposi
     expected = np.linalg.eigh(covariance)[0][-10:]
     np.testing.assert_allclose(values, expected, rtol=1e-10)
     np.testing.assert_allclose(covariance @ vectors, vectors * values, atol=1e-10)
+
+
+@pytest.mark.parametrize("layout", ["image", "location"])
+def test_low_rank_scorer_is_that_of_the_fitted_density(layout: Layout) -> None:
+    x, probe = features(12, layout, d=20), features(9, layout, d=20, seed=1)
+    x[:, ..., 3] = 1.0  # a feature that never varies
+    expected = GaussianDensity(layout, "low-rank", 0.05, 5).fit(x).scorer().score(probe)
+    np.testing.assert_allclose(density_module.low_rank_scorer(x, layout, 0.05, 5).score(probe), expected, rtol=1e-4)
+
+
+def test_low_rank_scorer_of_constant_features_is_the_euclidean_distance() -> None:
+    x = np.ones((4, 2, 6), np.float32)
+    scores = density_module.low_rank_scorer(x, "location", 0.25, 3).score(x + 1)
+    np.testing.assert_allclose(scores, np.sqrt(6 / 0.25), rtol=1e-6)

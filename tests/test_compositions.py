@@ -1,0 +1,65 @@
+"""Every backbone sends the same family of compositions to the exam, by the strides of its levels."""
+
+import pytest
+
+from components.backbone import Encoder, build_encoder
+from components.compositions import candidates, levels_at, pooled
+from components.params import BackboneParams
+
+
+@pytest.fixture(scope="module")
+def lite0() -> Encoder:
+    return build_encoder(BackboneParams(weights="none"), seed=0)
+
+
+@pytest.fixture(scope="module")
+def resnet() -> Encoder:
+    return build_encoder(BackboneParams(name="torchvision/resnet18", weights="none"), seed=0)
+
+
+def test_levels_of_a_stride(lite0: Encoder) -> None:
+    """Lite0's strides are 2, 4, 8, 16, 16, 32, 32."""
+    assert levels_at(lite0, (8, 16, 32))[0] == ("b2", "b3", "b4", "b5")
+    assert levels_at(lite0, (4, 8, 16))[0] == ("b1", "b2", "b3", "b4")
+    assert levels_at(lite0, (64,)) == ((), ())
+
+
+def test_levels_of_a_network_with_one_block_a_stride(resnet: Encoder) -> None:
+    assert levels_at(resnet, (8, 16, 32))[0] == ("b1", "b2", "b3")
+    assert levels_at(resnet, (4, 8, 16))[0] == ("b0", "b1", "b2")
+
+
+def test_of_several_early_levels_the_last_is_taken() -> None:
+    encoder = build_encoder(BackboneParams(name="torchvision/mobilenet_v2", weights="none"), seed=0)
+    of_eight = [level for level, stride in encoder.strides.items() if stride == 8]
+    assert len(of_eight) > 1
+    levels, factors = levels_at(encoder, (8, 16))
+    assert levels[:1] == (of_eight[-1],)
+    assert len(factors) == len(levels) > 3
+
+
+def test_earlier_levels_count_for_at_least_as_much(lite0: Encoder) -> None:
+    _, factors = levels_at(lite0, (4, 8, 16, 32))
+    assert len(factors) == 5
+    assert list(factors) == sorted(factors, reverse=True)
+
+
+@pytest.mark.parametrize(("size", "grid"), [(128, 8), (256, 16), (32, 2)])
+def test_the_family_has_cells_of_sixteen_pixels(lite0: Encoder, size: int, grid: int) -> None:
+    family = candidates("trained", lite0, size)
+    assert {c.encoder for c in family} == {"trained"}
+    assert [c.grid for c in family if c.is_dense] == [grid] * (len(family) - 1)
+    assert len({c.name for c in family}) == len(family)
+    assert {c.layout for c in family} == {"location", "shared", "image"}
+
+
+def test_every_candidate_can_be_computed(resnet: Encoder) -> None:
+    for composition in candidates("pretrained", resnet, 64):
+        assert set(composition.levels) <= set(resnet.levels)
+        assert len(composition.factors) in (0, len(composition.levels))
+
+
+def test_the_pooled_one_is_the_papers_density() -> None:
+    composition = pooled("trained", ("head",))
+    assert not composition.is_dense
+    assert composition.density().settings()["covariance"] == "ledoit-wolf"

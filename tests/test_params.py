@@ -1,0 +1,141 @@
+"""params.yaml is parsed once, and whatever is unknown, impossible or missing in it is named in one sentence."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from components.errors import UserError
+from components.params import Params, load_params, parse_params, preset_names, read_preset
+
+PROJECT = Path(__file__).parents[1]
+DATA = {"root": "data", "categories": ["bolt"]}
+
+
+def refusal(**sections: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        parse_params({"data": DATA, **sections}, "my.yaml")
+    sentence = str(caught.value)
+    assert sentence.startswith("my.yaml: ")
+    assert "\n" not in sentence
+    return sentence
+
+
+def test_all_but_the_data_has_a_default() -> None:
+    params = parse_params({"data": DATA}, "my.yaml")
+    assert params == Params(data=params.data)
+    assert params.data.categories == ("bolt",)
+
+
+@pytest.mark.parametrize(
+    ("sections", "key"),
+    [
+        ({"trainnig": {}}, "trainnig"),
+        ({"training": {"epochs": 3}}, "training.epochs"),
+        ({"fetch": {"archives": {"x": {"url": "u", "sha256": "0" * 64, "size": 1}}}}, "fetch.archives.x.size"),
+    ],
+)
+def test_an_unknown_key_is_named(sections: dict[str, Any], key: str) -> None:
+    assert f"the key '{key}' is unknown" in refusal(**sections)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("image", "size", 8),
+        ("image", "size", "big"),
+        ("training", "rate", 0),
+        ("training", "rate", -1e-3),
+        ("training", "optimizer", "lion"),
+        ("training", "precision", "fp8"),
+        ("fit", "folds", 1),
+        ("threshold", "false_alarm_rate", 1.5),
+        ("synthesis", "held_out", 0),
+        ("synthesis", "area", ["small", 0.1]),
+        ("evaluation", "aupro_fpr_limit", 2),
+        ("limits", "max_pixels", 10**12),
+    ],
+)
+def test_an_impossible_value_is_named(section: str, key: str, value: Any) -> None:
+    assert f"'{section}.{key}" in refusal(**{section: {key: value}})
+    assert "is impossible" in refusal(**{section: {key: value}})
+
+
+@pytest.mark.parametrize("name", ["area", "aspect", "scar_width", "scar_length"])
+@pytest.mark.parametrize("value", [[0.2, 0.1], [0, 0.1], [-1, 1]])
+def test_an_interval_out_of_order_is_named(name: str, value: list[float]) -> None:
+    assert f"{name} must be two positive numbers in ascending order" in refusal(synthesis={name: value})
+
+
+def test_an_unknown_method_and_an_empty_list_of_categories_are_named() -> None:
+    assert "'method'" in refusal(method="magic")
+    assert "'data.categories'" in refusal(data={"root": "data", "categories": []})
+
+
+def test_missing_keys_are_named() -> None:
+    assert "the key 'data.categories' is missing" in refusal(data={"root": "data"})
+    with pytest.raises(UserError, match="the key 'data' is missing"):
+        parse_params({}, "my.yaml")
+
+
+def test_many_problems_are_said_in_one_sentence() -> None:
+    sentence = refusal(image={"size": 1}, fit={"folds": 0, "best": 0}, seed=-1, threads=0)
+    assert sentence.count("is impossible") == 3
+    assert "(and 2 more)" in sentence
+
+
+def test_parameters_do_not_change() -> None:
+    params = parse_params({"data": DATA}, "my.yaml")
+    with pytest.raises(ValidationError):
+        params.seed = 1  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        params.training.rate = 1.0  # type: ignore[misc]
+
+
+def test_the_limits_are_those_of_the_image_reader() -> None:
+    limits = parse_params({"data": DATA, "limits": {"max_pixels": 10, "max_bytes": 20}}, "my.yaml").limits
+    assert (limits.image_limits().max_pixels, limits.image_limits().max_bytes) == (10, 20)
+
+
+@pytest.mark.parametrize("content", ["", "3", "- a", "data: ["])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"params\.yaml") as caught:
+        load_params(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="There is no"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_scientific_notation_is_a_number_however_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    for text in ("3e-5", "3.0e-5", "3e-05", "0.00003"):
+        path.write_text(yaml.safe_dump({"data": DATA}) + f"training:\n  weight_decay: {text}\n")
+        assert load_params(path).training.weight_decay == 3e-5
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_possible(name: str) -> None:
+    preset = read_preset(name)
+    assert not {"data", "seed", "threads"} & preset.keys()
+    parse_params({"data": DATA, **preset}, name)
+
+
+def test_the_presets_that_the_manual_names_are_there() -> None:
+    assert {"demo", "cpu", "paper-cutpaste"} <= set(preset_names())
+
+
+@pytest.mark.parametrize("name", ["nope", "../presets/demo", ""])
+def test_an_unknown_preset_is_refused_with_the_known_ones(name: str) -> None:
+    with pytest.raises(UserError, match="demo"):
+        read_preset(name)
+
+
+def test_the_projects_own_file_is_possible() -> None:
+    assert load_params(PROJECT / "params.yaml").data.categories

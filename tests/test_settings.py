@@ -1,0 +1,157 @@
+"""`flawline run --preset … --set …` edits params.yaml as a careful person would, or not at all."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from components.errors import UserError
+from components.params import Params, load_params, parse_params, preset_names, read_preset
+from flows.settings import edit_params
+
+PROJECT = Path(__file__).parents[1]
+TEXT = """\
+# At the top.
+method: pretrained   # no training
+seed: 7              # ours
+threads: 1
+
+# Where it is.
+data:
+  root: elsewhere    # a disk
+  categories: [bolt, nut]
+limits:
+  max_pixels: 1000000
+training:
+  steps: 5           # few
+  projection: [16]
+# At the end.
+"""
+COMMENTS = [line.split("#")[1] for line in TEXT.splitlines() if "#" in line]
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(TEXT)
+    return tmp_path / "params.yaml"
+
+
+def test_without_an_edit_nothing_is_written(path: Path) -> None:
+    before = path.stat().st_mtime_ns, path.stat().st_ino
+    assert edit_params() == load_params(path)
+    assert path.read_text() == TEXT
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == before
+
+
+def test_the_demo_preset_changes_nothing_in_the_projects_own_file(path: Path) -> None:
+    """The file in the project is the demo's, so a first `flawline run --preset demo` leaves it as it is in git."""
+    shutil.copy(PROJECT / "params.yaml", path)
+    before = path.read_text()
+    edit_params("demo")
+    assert path.read_text() == before
+
+
+def test_a_set_value_is_there_and_nothing_else_changed(path: Path) -> None:
+    params = edit_params(settings=["training.steps=9"])
+    assert path.read_text() == TEXT.replace("steps: 5 ", "steps: 9 ")
+    assert params == load_params(path)
+    assert params.training.steps == 9
+
+
+def test_a_section_and_a_key_that_were_not_there_are_added(path: Path) -> None:
+    edit_params(settings=["fit.best=3", "training.rate=1e-4", "seed=8"])
+    found = load_params(path)
+    assert (found.fit.best, found.training.rate, found.seed) == (3, 1e-4, 8)
+    assert all(comment in path.read_text() for comment in COMMENTS)
+
+
+def test_values_have_the_types_of_yaml(path: Path) -> None:
+    settings = [
+        "training.projection=[512, 256]",
+        "training.freeze_batch_norm=false",
+        "backbone.weights=/a folder/w=1.pth",
+        "data.categories=[screw]",
+    ]
+    params = edit_params(settings=settings)
+    assert params == load_params(path)
+    assert params.training.projection == (512, 256)
+    assert params.training.freeze_batch_norm is False
+    assert params.backbone.weights == "/a folder/w=1.pth"
+    assert params.data.categories == ("screw",)
+
+
+def test_values_are_applied_before_settings(path: Path) -> None:
+    params = edit_params(settings=["data.root=last"], values={"data.root": "first", "data.categories": ["a"]})
+    assert (params.data.root, params.data.categories) == ("last", ("a",))
+    assert load_params(path) == params
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_says_how_and_leaves_where(path: Path, name: str) -> None:
+    """The result is the preset over the defaults, whatever the file said before, but for data, limits and machine."""
+    params = edit_params(name)
+    kept = load_params(path)
+    assert params == kept
+    own = {"data": {"root": "elsewhere", "categories": ["bolt", "nut"]}, "limits": {"max_pixels": 1_000_000}}
+    expected: Params = parse_params({**read_preset(name), **own, "seed": 7, "threads": 1}, name)
+    assert params == expected
+    assert all(comment in path.read_text() for comment in COMMENTS)
+
+
+def test_a_preset_twice_is_the_preset_once(path: Path) -> None:
+    edit_params("cpu")
+    once = path.read_text()
+    edit_params("cpu")
+    assert path.read_text() == once
+
+
+def test_settings_win_over_the_preset(path: Path) -> None:
+    assert edit_params("demo", ["image.size=64"]).image.size == 64
+    assert load_params(path).image.size == 64
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("training.epochs=3", "training.epochs"),
+        ("trainnig.steps=3", "trainnig"),
+        ("training.steps=-1", "training.steps"),
+        ("training.steps=many", "training.steps"),
+        ("training=3", "training"),
+        ("training.steps.more=3", "steps"),
+        ("seed.x=3", "seed"),
+        ("training.steps", "SECTION.KEY=VALUE"),
+        ("=3", "SECTION.KEY=VALUE"),
+        ("training.projection=[1", "training.projection"),
+        ("data.root={", "data.root"),
+        (".=1", "."),
+    ],
+)
+def test_what_is_impossible_is_refused_before_anything_is_written(path: Path, setting: str, named: str) -> None:
+    with pytest.raises(UserError) as caught:
+        edit_params("cpu", ["image.size=64", setting])
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert path.read_text() == TEXT
+    assert [each.name for each in path.parent.iterdir()] == ["params.yaml"]
+
+
+def test_an_unknown_preset_is_refused(path: Path) -> None:
+    with pytest.raises(UserError, match="no preset 'nope'"):
+        edit_params("nope")
+    assert path.read_text() == TEXT
+
+
+def test_a_broken_file_is_left_as_it_is(path: Path) -> None:
+    path.write_text("data: [")
+    with pytest.raises(UserError, match="not valid YAML"):
+        edit_params("demo")
+    assert path.read_text() == "data: ["
+
+
+def test_a_missing_file_is_said(path: Path) -> None:
+    path.unlink()
+    with pytest.raises(UserError, match=r"There is no params\.yaml"):
+        edit_params("demo")
+    assert not path.exists()
