@@ -1,5 +1,7 @@
 """The compositions that sit the exam: levels by their stride, so that every backbone has the same family."""
 
+from dataclasses import replace
+
 from components.backbone import HEAD, Encoder
 from components.density import Covariance, Layout
 from components.detector import Composition
@@ -10,14 +12,17 @@ CELL = 16
 # Earlier levels vary less than deeper ones; these factors, by stride and depth within it, let them count.
 FACTORS: dict[int, tuple[float, ...]] = {4: (2.0,), 8: (2.0,), 16: (1.5, 1.0), 32: (1.0,)}
 RIDGE, RANK = 0.01, 64
+# Up to so many images, a part that lies at any angle is seen at too few of them.
+FEW, COPIES = 100, 6
 KINDS: tuple[tuple[Layout, Covariance], ...] = (("location", "low-rank"), ("shared", "ridge"))
 
 
-def candidates(name: str, encoder: Encoder, size: int) -> list[Composition]:
-    """The family for one encoder and images of `size` pixels.
+def candidates(name: str, encoder: Encoder, size: int, images: int) -> list[Composition]:
+    """The family for one encoder, images of `size` pixels, and a number of good images to learn from.
 
     A Gaussian for each location and one shared over locations on several sets of levels (a location's own suits
-    aligned objects, the shared one textures and objects at any place), and one of the pooled features.
+    aligned objects, the shared one textures and objects at any place), one with turned copies where images are few,
+    and one of the pooled features.
     """
     dense = [
         Composition(name, levels, layout, max(1, size // CELL), covariance, RIDGE, RANK, factors)
@@ -26,7 +31,8 @@ def candidates(name: str, encoder: Encoder, size: int) -> list[Composition]:
         for layout, covariance in KINDS
         if levels
     ]
-    return [*dense, pooled(name, (HEAD,))]
+    turned = [replace(dense[0], copies=COPIES)] if dense and images <= FEW else []
+    return [*dense, *turned, pooled(name, (HEAD,))]
 
 
 def pooled(name: str, levels: tuple[str, ...]) -> Composition:

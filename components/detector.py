@@ -31,6 +31,7 @@ class Composition:
         covariance, ridge, rank: as `GaussianDensity` takes them.
         factors: by which each level is multiplied first; all 1 where empty.
         top: share of the locations, the highest, whose mean distance is the image score.
+        copies: turned, mirrored and shifted copies of every image that the density learns from as well.
         smooth: side of the square of neighbouring cells over which features are averaged; 1 for none.
     """
 
@@ -44,11 +45,13 @@ class Composition:
     factors: tuple[float, ...] = ()
     top: float = 0.01
     smooth: int = 1
+    copies: int = 0
 
     @property
     def name(self) -> str:
         """A short name that tells compositions apart, such as "pretrained b3+b4 location 16 low-rank"."""
         words = [self.encoder, "+".join(self.levels), self.layout, str(self.grid or ""), self.covariance]
+        words.append(f"{self.copies} copies" if self.copies else "")
         return " ".join(filter(None, words))
 
     @property

@@ -115,6 +115,7 @@ def measure(capsule: Capsule, scored: Scored, params: EvaluationParams, seed: in
         "threshold_guarantee": capsule.selection["threshold_guarantee"],
         "exam_mark": capsule.selection["held_out_marks"][capsule.selection["encoder"]],
         "encoder": capsule.selection["encoder"],
+        "training_helped": capsule.selection["encoder"] == "trained" if capsule.method != "pretrained" else None,
         "counts": {"good": int((~labels).sum()), "defect": int(labels.sum())},
         "by_kind": {kind: _kind_figures(scored, kind, capsule.threshold) for kind in scored.defect_kinds},
         "capsule_digest": capsule.digest,
@@ -173,7 +174,13 @@ def scores_csv(capsule: Capsule, scored: Scored) -> str:
 
 def report(run: Run, capsule: Capsule, metrics: dict[str, Any], places: Places) -> None:
     """Send figures and pictures of all stages to MLflow, and close the run."""
-    run.log_metrics({name: value for name, value in metrics.items() if isinstance(value, int | float)})
+    run.log_metrics(
+        {
+            name: value
+            for name, value in metrics.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+    )
     kinds = metrics["by_kind"].items()
     run.log_metrics(
         {f"{kind}/{name}": value for kind, row in kinds for name, value in row.items() if value is not None}

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from components.backbone import Encoder
+from components.copies import geometric_copies
 from components.density import GaussianDensity
 from components.detector import Composition, arrange, as_tensor, gaussian_blur, image_scores
+from components.draws import SampleKeys
 from components.metrics import auroc, pixel_auroc
 from components.prepared import Prepared, batches
 
@@ -22,6 +24,7 @@ Features = dict[str, Tensor]
 BATCH = 16
 PIXELS = 64
 MOST_FITTED = 400
+POOLED_MARGIN = 0.03
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class ExamPaper:
         folds: (M,) the fold of each image; one fold only means that the density was fitted elsewhere.
         more: level to features of further good images, which do not sit the exam but which densities learn from: what
             suits many images may not be what suits few, so a candidate must be fitted to about as many as in earnest.
+        copies: level to features of copies of `good` and `more` together, all first copies first; None where no
+            composition learns from copies.
     """
 
     good: Features
@@ -42,6 +47,7 @@ class ExamPaper:
     masks: Mapping[str, np.ndarray]
     folds: np.ndarray
     more: Features | None = None
+    copies: Features | None = None
 
 
 @dataclass(frozen=True)
@@ -52,13 +58,14 @@ class Mark:
         composition: who sat it.
         image: mean over kinds of the image AUROC.
         pixel: mean over kinds of the pixel AUROC; None without a map.
-        by_kind: image AUROC for each kind.
+        by_kind, pixel_by_kind: the AUROC for each kind; the latter is empty without a map.
     """
 
     composition: Composition
     image: float
     pixel: float | None
     by_kind: Mapping[str, float]
+    pixel_by_kind: Mapping[str, float]
 
 
 @torch.inference_mode()
@@ -81,14 +88,35 @@ def held_out_paper(encoder: Encoder, prepared: Prepared, levels: Sequence[str]) 
     return _paper(encoder, prepared, levels, prepared.held_out[prepared.exam_source], np.zeros)
 
 
-def cross_paper(encoder: Encoder, prepared: Prepared, levels: Sequence[str], folds: int, seed: int) -> ExamPaper:
+def cross_paper(
+    encoder: Encoder, prepared: Prepared, levels: Sequence[str], folds: int, seed: int, copies: int = 0
+) -> ExamPaper:
     """The exam of the images to learn from, each to be scored by densities of the other folds."""
     chosen = ~prepared.held_out[prepared.exam_source]
     paper = _paper(encoder, prepared, levels, chosen, lambda n: fold_numbers(n, folds, seed))
-    others = np.setdiff1d(prepared.fit_rows, prepared.exam_source)[: MOST_FITTED - int(chosen.sum())]
-    if not len(others):
-        return paper
-    return replace(paper, more=extract(encoder, prepared.images, others, levels))
+    others = np.setdiff1d(prepared.fit_rows, prepared.exam_source)[: max(0, MOST_FITTED - int(chosen.sum()))]
+    if len(others):
+        paper = replace(paper, more=extract(encoder, prepared.images, others, levels))
+    if copies:
+        rows = np.concatenate([prepared.exam_source[chosen], others])
+        paper = replace(paper, copies=extract_copies(encoder, prepared, rows, levels, copies, seed))
+    return paper
+
+
+@torch.inference_mode()
+def extract_copies(
+    encoder: Encoder, prepared: Prepared, rows: np.ndarray, levels: Sequence[str], copies: int, seed: int
+) -> Features:
+    """Features of `copies` copies of the good images `rows`, all first copies first."""
+    pieces: list[Features] = []
+    for piece in batches(rows, BATCH):
+        images = as_tensor(np.ascontiguousarray(prepared.images[piece]))
+        turned = geometric_copies(images, SampleKeys.of(seed, prepared.category, 0, piece), copies)
+        pieces.append({level: value.cpu() for level, value in encoder.features(turned, levels).items()})
+    return {
+        level: torch.cat([piece[level].unflatten(0, (copies, -1)) for piece in pieces], dim=1).flatten(0, 1)
+        for level in levels
+    }
 
 
 def _paper(
@@ -117,16 +145,28 @@ def cross_examine(composition: Composition, paper: ExamPaper) -> Mark:
     """Mark a composition by cross-fitting: each fold is scored by the density of the other folds' good images."""
     good = arrange(paper.good, composition)
     samples = {kind: arrange(features, composition) for kind, features in paper.samples.items()}
-    more = [arrange(paper.more, composition)] if paper.more else []
+    learned, folds = good, paper.folds
+    if paper.more:
+        learned = np.concatenate([good, arrange(paper.more, composition)])
+        folds = np.append(folds, np.full(len(learned) - len(good), -1))
+    copies = _copies_of(composition, paper, len(learned))
     distances = {kind: np.empty(values.shape[:-1], np.float32) for kind, values in samples.items()}
     good_distances = np.empty(good.shape[:-1], np.float32)
     for k in range(int(paper.folds.max()) + 1):
         rows = paper.folds == k
-        scorer = composition.scorer_of(np.concatenate([good[~rows], *more]))
+        scorer = composition.scorer_of(np.concatenate([learned[folds != k], *(copy[folds != k] for copy in copies)]))
         good_distances[rows] = scorer.score(good[rows])
         for kind, values in samples.items():
             distances[kind][rows] = scorer.score(values[rows])
     return mark(composition, good_distances, distances, paper.masks)
+
+
+def _copies_of(composition: Composition, paper: ExamPaper, count: int) -> Sequence[np.ndarray]:
+    """The first, second, … copies of all images that a density learns from; none where it takes none."""
+    if not composition.copies or paper.copies is None:
+        return ()
+    arranged = arrange(paper.copies, composition)
+    return tuple(arranged.reshape(-1, count, *arranged.shape[1:])[: composition.copies])
 
 
 def examine(composition: Composition, density: GaussianDensity, paper: ExamPaper) -> Mark:
@@ -148,16 +188,42 @@ def mark(
     changed = {kind: masks[kind].any(axis=(1, 2)) for kind in samples}
     kinds = [kind for kind in samples if changed[kind].any()]
     by_kind = {k: _auroc(good_scores, image_scores(samples[k][changed[k]], composition)) for k in kinds}
-    pixel = None
+    pixels: dict[str, float] = {}
     if composition.is_dense:
-        pixels = [_pixel_auroc(samples[k][changed[k]], masks[k][changed[k]], composition) for k in kinds]
-        pixel = _mean(pixels)
-    return Mark(composition, _mean(list(by_kind.values())), pixel, by_kind)
+        pixels = {k: _pixel_auroc(samples[k][changed[k]], masks[k][changed[k]], composition) for k in kinds}
+    return Mark(composition, _mean(by_kind), _mean(pixels) if composition.is_dense else None, by_kind, pixels)
 
 
-def _mean(values: Sequence[float]) -> float:
-    """The mean; 0.5, a guess, of nothing."""
-    return float(np.mean(values)) if values else 0.5
+def weighed(marks: Sequence[Mark]) -> list[Mark]:
+    """The same marks with their means weighted by how well all candidates together see each kind of sample.
+
+    A kind that no candidate can tell from good images (a piece of grass pasted onto grass) says nothing of which
+    candidate is better: its AUROC is chance. The weight of a kind is the candidates' mean AUROC beyond 0.5.
+    """
+    image = _visibility([mark.by_kind for mark in marks])
+    pixel = _visibility([mark.pixel_by_kind for mark in marks if mark.pixel is not None])
+    return [
+        replace(
+            mark,
+            image=_mean(mark.by_kind, image),
+            pixel=None if mark.pixel is None else _mean(mark.pixel_by_kind, pixel),
+        )
+        for mark in marks
+    ]
+
+
+def _visibility(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    kinds = rows[0] if rows else ()
+    return {kind: max(0.0, float(np.mean([row[kind] for row in rows])) - 0.5) for kind in kinds}
+
+
+def _mean(values: Mapping[str, float], weights: Mapping[str, float] | None = None) -> float:
+    """The mean, weighted where weights are given and not all zero; 0.5, a guess, of nothing."""
+    if not values:
+        return 0.5
+    if weights is None or not any(weights.values()):
+        return float(np.mean(list(values.values())))
+    return float(np.average(list(values.values()), weights=[weights[kind] for kind in values]))
 
 
 def _auroc(good: np.ndarray, bad: np.ndarray) -> float:
@@ -177,6 +243,11 @@ def _pixel_auroc(distances: np.ndarray, masks: np.ndarray, composition: Composit
 
 
 def best(marks: Sequence[Mark], count: int, *, by: str) -> list[Composition]:
-    """The `count` compositions with the highest mark, by "image" or by "pixel"; ties keep the given order."""
+    """The `count` compositions with the highest mark, by "image" or by "pixel"; ties keep the given order.
+
+    A composition without a map must be better by more than POOLED_MARGIN: its mark on few images is chance otherwise,
+    and an alarm that a map can explain is worth more.
+    """
     able = [m for m in marks if getattr(m, by) is not None]
-    return [m.composition for m in sorted(able, key=lambda m: -getattr(m, by))[:count]]
+    handicap = {m.composition: 0.0 if m.composition.is_dense else POOLED_MARGIN for m in able}
+    return [m.composition for m in sorted(able, key=lambda m: handicap[m.composition] - getattr(m, by))[:count]]

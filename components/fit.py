@@ -15,7 +15,17 @@ from components.compositions import candidates
 from components.conformal import guarantee, split_conformal_threshold
 from components.density import GaussianDensity
 from components.detector import Composition, Detector, Part, Scale, arrange, as_tensor, image_scores, levels_of
-from components.exam import BATCH, Mark, best, cross_examine, cross_paper, examine, held_out_paper
+from components.exam import (
+    BATCH,
+    Mark,
+    best,
+    cross_examine,
+    cross_paper,
+    examine,
+    extract_copies,
+    held_out_paper,
+    weighed,
+)
 from components.files import read_json
 from components.params import Params
 from components.places import Places
@@ -95,9 +105,10 @@ def choose(encoders: Mapping[str, Encoder], prepared: Prepared, params: Params) 
 
 def choose_compositions(name: str, encoder: Encoder, prepared: Prepared, params: Params) -> Choice:
     """The best compositions of one encoder for the image score and for the map, by the cross-fitted exam."""
-    family = candidates(name, encoder, params.image.size)
-    paper = cross_paper(encoder, prepared, levels_of(name, family), params.fit.folds, params.seed)
-    marks = tuple(cross_examine(composition, paper) for composition in family)
+    family = candidates(name, encoder, params.image.size, len(prepared.fit_rows))
+    copies = max(composition.copies for composition in family)
+    paper = cross_paper(encoder, prepared, levels_of(name, family), params.fit.folds, params.seed, copies)
+    marks = tuple(weighed([cross_examine(composition, paper) for composition in family]))
     return Choice(
         tuple(best(marks, params.fit.best, by="image")), tuple(best(marks, params.fit.best, by="pixel")), marks, {}
     )
@@ -123,7 +134,23 @@ def fit_densities(
             features = encoder.features(images, levels) if levels else {}
             for composition in (c for c in compositions if c.encoder == name):
                 densities[composition].add(arrange(features, composition))
+            learn_copies(
+                [c for c in compositions if c.encoder == name and c.copies], encoder, prepared, rows, densities
+            )
     return densities
+
+
+def learn_copies(
+    compositions: Sequence[Composition],
+    encoder: Encoder,
+    prepared: Prepared,
+    rows: np.ndarray,
+    densities: Mapping[Composition, GaussianDensity],
+) -> None:
+    """Add the copies of the good images `rows` to the densities of those compositions which learn from copies."""
+    for composition in compositions:
+        features = extract_copies(encoder, prepared, rows, composition.levels, composition.copies, prepared.seed)
+        densities[composition].add(arrange(features, composition))
 
 
 def fit_detector(choice: Choice, encoders: Mapping[str, Encoder], prepared: Prepared, params: Params) -> Detector:

@@ -23,6 +23,7 @@ class Prepared:
 
     Attributes:
         category: name.
+        seed: of the run, from which everything random in this preparation came.
         data_digest: identity of the raw images and masks, from validation.
         names: (N,) paths inside the category.
         held_out: (N,) bool; held-out images serve the exam and the threshold and are never learned from.
@@ -34,6 +35,7 @@ class Prepared:
     """
 
     category: str
+    seed: int
     data_digest: str
     names: tuple[str, ...]
     held_out: np.ndarray
@@ -66,6 +68,7 @@ def write_index(
     folder: Path,
     *,
     category: str,
+    seed: int,
     data_digest: str,
     names: Sequence[str],
     held_out: np.ndarray,
@@ -75,6 +78,7 @@ def write_index(
     """Write `prepared.json` beside the arrays."""
     index = {
         "category": category,
+        "seed": seed,
         "data_digest": data_digest,
         "images": [
             {"name": name, "role": HELD_OUT if held else FIT} for name, held in zip(names, held_out, strict=True)
@@ -94,6 +98,7 @@ def load_prepared(folder: Path) -> Prepared:
     }
     return Prepared(
         category=index["category"],
+        seed=index["seed"],
         data_digest=index["data_digest"],
         names=tuple(row["name"] for row in index["images"]),
         held_out=np.array([row["role"] == HELD_OUT for row in index["images"]]),

@@ -25,6 +25,7 @@ Samples = tuple[np.ndarray, np.ndarray]  # uint8 (M, S, S, 3), bool (M, S, S)
 SampleMaker = Callable[[np.ndarray, SampleKeys, SynthesisParams], Samples]
 EXAM_EPOCH = 1 << 40  # no epoch of any training: the exam's samples are never trained on
 SHEET_SOURCES = 8
+CUTOUT_AREA = (0.003, 0.03)
 
 
 def main(category: str, params: Params) -> None:
@@ -41,6 +42,7 @@ def main(category: str, params: Params) -> None:
         write_index(
             folder,
             category=category,
+            seed=params.seed,
             data_digest=report["data_digest"],
             names=[record.name for record in records],
             held_out=held_out,
@@ -117,11 +119,16 @@ def _nsa(good: np.ndarray, keys: SampleKeys, _params: SynthesisParams) -> Sample
     return np.stack([sample.image for sample in made]), np.stack([sample.mask for sample in made])
 
 
+def _cutout(good: np.ndarray, keys: SampleKeys, _params: SynthesisParams) -> Samples:
+    """Small boxes of the image's mean colour: seen on a texture too, where a pasted piece of itself is not."""
+    return _as_arrays(cutpaste.cutout(as_tensor(good), keys, cutpaste.CutoutParams(area=CUTOUT_AREA)))
+
+
 def _as_arrays(made: cutpaste.Synthetic) -> Samples:
     return made.images.permute(0, 2, 3, 1).numpy(), made.masks.numpy()
 
 
-EXAM_KINDS: dict[str, SampleMaker] = {"cutpaste": _patch, "scar": _scar, "nsa": _nsa}
+EXAM_KINDS: dict[str, SampleMaker] = {"cutpaste": _patch, "scar": _scar, "nsa": _nsa, "cutout": _cutout}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def main(category: str, params: Params) -> None:
     encoder = build_encoder(params.backbone, params.seed)
     checkpoint = places.checkpoint / experiment_identity(category, params)[:16]
     encoder, progress = train(encoder, prepared, params, checkpoint)
+    say_if_it_did_not_help(category, progress)
     write_outputs(places.encoder, encoder, progress, params)
     drop_checkpoint(places.checkpoint)
 
@@ -68,9 +70,23 @@ def train(encoder: Encoder, prepared: Prepared, params: Params, checkpoint: Path
     return encoder, learner.progress
 
 
+def say_if_it_did_not_help(category: str, progress: Progress) -> None:
+    """One line on stderr where no trained weights had a better exam mark than those before training."""
+    if progress.step and progress.kept_step == 0:
+        before, after = progress.marks[0], max(mark for step, mark in progress.marks.items() if step)
+        print(
+            f"Training did not help on {category}: exam mark {before:.4f} before, {after:.4f} at best after; "
+            "the representation before training is kept.",
+            file=sys.stderr,
+        )
+
+
 def exam_mark(encoder: Encoder, prepared: Prepared, params: Params) -> float:
     """Mean image mark, by held-out images and their samples, of the pooled feature and the first dense composition."""
-    first, head = candidates("trained", encoder, params.image.size)[0], pooled("trained", ("head",))
+    first, head = (
+        candidates("trained", encoder, params.image.size, len(prepared.fit_rows))[0],
+        pooled("trained", ("head",)),
+    )
     levels = sorted({*first.levels, *head.levels})
     rows = prepared.fit_rows[: params.synthesis.exam_images]
     good = extract(encoder, prepared.images, rows, levels)

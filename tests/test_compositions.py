@@ -46,7 +46,7 @@ def test_earlier_levels_count_for_at_least_as_much(lite0: Encoder) -> None:
 
 @pytest.mark.parametrize(("size", "grid"), [(128, 8), (256, 16), (32, 2)])
 def test_the_family_has_cells_of_sixteen_pixels(lite0: Encoder, size: int, grid: int) -> None:
-    family = candidates("trained", lite0, size)
+    family = candidates("trained", lite0, size, images=300)
     assert {c.encoder for c in family} == {"trained"}
     assert [c.grid for c in family if c.is_dense] == [grid] * (len(family) - 1)
     assert len({c.name for c in family}) == len(family)
@@ -54,9 +54,15 @@ def test_the_family_has_cells_of_sixteen_pixels(lite0: Encoder, size: int, grid:
 
 
 def test_every_candidate_can_be_computed(resnet: Encoder) -> None:
-    for composition in candidates("pretrained", resnet, 64):
+    for composition in candidates("pretrained", resnet, 64, images=20):
         assert set(composition.levels) <= set(resnet.levels)
         assert len(composition.factors) in (0, len(composition.levels))
+
+
+def test_turned_copies_are_a_candidate_where_images_are_few(lite0: Encoder) -> None:
+    few, many = candidates("trained", lite0, 128, images=40), candidates("trained", lite0, 128, images=300)
+    assert [c.copies for c in few if c.copies] == [6]
+    assert not [c for c in many if c.copies]
 
 
 def test_the_pooled_one_is_the_papers_density() -> None:

@@ -17,6 +17,7 @@ from components.exam import (
     extract,
     fold_numbers,
     held_out_paper,
+    mark,
 )
 from components.params import BackboneParams
 from components.prepared import Prepared
@@ -135,6 +136,7 @@ def prepared() -> Prepared:
     source = np.arange(0, 21, 2)
     return Prepared(
         category="bolt",
+        seed=0,
         data_digest="d",
         names=tuple(f"{i}.png" for i in range(21)),
         held_out=np.arange(21) % 3 == 0,
@@ -170,3 +172,26 @@ def test_the_two_papers_part_the_images(encoder: Encoder, prepared: Prepared) ->
         np.testing.assert_array_equal(paper.masks["patch"], prepared.exam_masks[0][chosen])
     assert sorted(np.bincount(crossed.folds)) == [2, 2, 3]
     assert len(np.unique(held.folds)) == 1
+
+
+def test_a_density_with_copies_learns_from_the_other_folds_and_their_copies_only(
+    encoder: Encoder, prepared: Prepared
+) -> None:
+    composition = Composition("pretrained", ("b1",), "location", 2, "ridge", 0.1, copies=2)
+    paper = cross_paper(encoder, prepared, ("b1",), folds=3, seed=0, copies=2)
+    assert paper.more is not None and paper.copies is not None  # noqa: PT018
+    good, more = arrange(paper.good, composition), arrange(paper.more, composition)
+    everything = np.concatenate([good, more])
+    copies = arrange(paper.copies, composition).reshape(2, *everything.shape)
+    folds = np.append(paper.folds, np.full(len(more), -1))
+    groups = {"good": good, **{kind: arrange(features, composition) for kind, features in paper.samples.items()}}
+    distances = {name: np.empty(values.shape[:2]) for name, values in groups.items()}
+    for k in range(3):
+        kept = folds != k
+        density = composition.density().fit(np.concatenate([everything[kept], copies[0][kept], copies[1][kept]]))
+        for name, values in groups.items():
+            distances[name][paper.folds == k] = density.score(values[paper.folds == k])
+    expected = mark(composition, distances.pop("good"), distances, paper.masks)
+    found = cross_examine(composition, paper)
+    assert found.by_kind == expected.by_kind
+    assert found.pixel == pytest.approx(expected.pixel, abs=1e-5)

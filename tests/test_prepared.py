@@ -24,6 +24,7 @@ def folder(tmp_path: Path) -> Path:
     write_index(
         tmp_path,
         category="bolt",
+        seed=3,
         data_digest="d" * 64,
         names=[f"train/good/{i}.png" for i in range(5)],
         held_out=np.array([False, True, False, False, True]),
@@ -35,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_what_was_written_comes_back(folder: Path) -> None:
     found = load_prepared(folder)
-    assert (found.category, found.data_digest) == ("bolt", "d" * 64)
+    assert (found.category, found.seed, found.data_digest) == ("bolt", 3, "d" * 64)
     assert found.names == tuple(f"train/good/{i}.png" for i in range(5))
     assert found.fit_rows.tolist() == [0, 2, 3]
     assert found.held_out_rows.tolist() == [1, 4]
