@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOG := $(VENV)/install.log
+# Compiled modules are kept, whatever the shell says: each stage is a process of its own.
+export PYTHONDONTWRITEBYTECODE :=
 QUIET := GX_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 MLFLOW_DISABLE_TELEMETRY=true PREFECT_SERVER_ANALYTICS_ENABLED=false
 
 .PHONY: demo test fast-test lint types lock clean
@@ -36,7 +38,7 @@ $(READY): requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: install it, or run make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 	@if [ -n "$$UV_FIND_LINKS" ] && command -v uv >/dev/null; then \
-		uv pip install --python $(BIN)/python --no-deps -r requirements.lock >$(LOG) 2>&1; \
+		uv pip install --compile-bytecode --python $(BIN)/python --no-deps -r requirements.lock >$(LOG) 2>&1; \
 	else \
 		$(BIN)/python -m pip install --no-deps --disable-pip-version-check -r requirements.lock >$(LOG) 2>&1; \
 	fi || { tail -n 20 $(LOG); echo "The installation failed: see $(LOG)"; exit 1; }

@@ -18,6 +18,7 @@ class ProgressBar:
     def __init__(self, title: str, total: int) -> None:
         self.title, self.total = title, total
         self._values: dict[str, float] = {}
+        self._step, self._words = 0, ""
         self._line_at = time.monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, TextColumn("{task.fields[values]}"), console=Console(file=sys.stderr))
@@ -26,12 +27,12 @@ class ProgressBar:
     def show(self, step: int, values: Mapping[str, float]) -> None:
         """Say that `step` is done, with the newest of each named value."""
         self._values |= {name: value for name, value in values.items() if name != "rate"}
-        words = " ".join(f"{name} {value:.3f}" for name, value in self._values.items())
+        self._words = " ".join(f"{name} {value:.3f}" for name, value in self._values.items())
+        self._step = step
         if self._live:
-            self._bar.update(self._task, completed=step, values=words)
-        elif step == self.total or time.monotonic() - self._line_at >= LINE_SECONDS:
-            self._line_at = time.monotonic()
-            print(f"{self.title} {step}/{self.total} {words}", file=sys.stderr, flush=True)
+            self._bar.update(self._task, completed=step, values=self._words)
+        elif time.monotonic() - self._line_at >= LINE_SECONDS:
+            self._print_line()
 
     def __enter__(self) -> Self:
         if self._live:
@@ -44,3 +45,9 @@ class ProgressBar:
     ) -> None:
         if self._live:
             self._bar.stop()
+        elif self._step:
+            self._print_line()
+
+    def _print_line(self) -> None:
+        self._line_at = time.monotonic()
+        print(f"{self.title} {self._step}/{self.total} {self._words}", file=sys.stderr, flush=True)

@@ -2,10 +2,13 @@
 
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.project import Project, make_project
 
 MakeCapsule = Callable[..., Path]
 _MLFLOW_VARIABLES = (
@@ -70,3 +73,22 @@ def make_capsule() -> MakeCapsule:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A tiny project with two categories in which nothing has run yet; to be copied, not changed."""
+    return make_project(tmp_path_factory.mktemp("line") / "fresh")
+
+
+@pytest.fixture(scope="session")
+def first_run(project: Project) -> tuple[Project, subprocess.CompletedProcess[str]]:
+    """A copy of the project after one `flawline run`, and what that said; tests leave its outputs as they are."""
+    ran = project.copy(project.folder.parent / "ran")
+    return ran, ran.flawline("run")
+
+
+@pytest.fixture(scope="session")
+def ran(first_run: tuple[Project, subprocess.CompletedProcess[str]]) -> Project:
+    """The project after its first run."""
+    return first_run[0]

@@ -18,6 +18,7 @@ from components.exam import (
     fold_numbers,
     held_out_paper,
     mark,
+    weighed,
 )
 from components.params import BackboneParams
 from components.prepared import Prepared
@@ -111,14 +112,34 @@ def test_examine_takes_the_density_as_it_is(paper: ExamPaper) -> None:
 def test_best_orders_by_mark_and_keeps_the_order_of_ties() -> None:
     names = [Composition("e", (f"b{i}",), "shared") for i in range(4)]
     marks = [
-        Mark(names[0], 0.7, 0.9, {}),
-        Mark(names[1], 0.9, None, {}),
-        Mark(names[2], 0.9, 0.9, {}),
-        Mark(names[3], 0.8, 0.95, {}),
+        Mark(names[0], 0.7, 0.9, {}, {}),
+        Mark(names[1], 0.9, None, {}, {}),
+        Mark(names[2], 0.9, 0.9, {}, {}),
+        Mark(names[3], 0.8, 0.95, {}, {}),
     ]
     assert best(marks, 3, by="image") == [names[1], names[2], names[3]]
     assert best(marks, 2, by="pixel") == [names[3], names[0]]
     assert best(marks, 9, by="pixel") == [names[3], names[0], names[2]]
+
+
+def test_kinds_count_as_far_as_the_candidates_see_them() -> None:
+    """By the seen kind the second is better, by the unseen one, where all guess, the first."""
+    one, two = (Composition("e", (f"b{i}",), "shared") for i in range(2))
+    marks = [
+        Mark(one, 0.65, 0.5, {"seen": 0.7, "unseen": 0.55}, {"seen": 0.4, "unseen": 0.3}),
+        Mark(two, 0.62, 0.5, {"seen": 0.8, "unseen": 0.45}, {"seen": 0.4, "unseen": 0.5}),
+    ]
+    found = weighed(marks)
+    assert [m.image for m in found] == pytest.approx([0.7, 0.8])
+    assert [m.pixel for m in found] == pytest.approx([0.35, 0.45])  # nothing is seen: the plain means
+
+
+def test_a_pooled_composition_must_be_clearly_better() -> None:
+    dense, flat = Composition("e", ("b0",), "shared"), Composition("e", ("head",), "image")
+    close = [Mark(dense, 0.80, 0.9, {}, {}), Mark(flat, 0.81, None, {}, {})]
+    clear = [Mark(dense, 0.80, 0.9, {}, {}), Mark(flat, 0.90, None, {}, {})]
+    assert best(close, 1, by="image") == [dense]
+    assert best(clear, 1, by="image") == [flat]
 
 
 # Papers from a prepared category ------------------------------------------------------------------------------------

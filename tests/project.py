@@ -1,0 +1,148 @@
+"""A tiny Flawline project in a folder of its own, in which the real programs run: flawline, dvc, the stages."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+REPOSITORY = Path(__file__).parents[1]
+CATEGORIES = ("widget", "gadget")  # the second has no defective image and no mask
+STEPS = 24  # of training: 4 of the head, 20 of all layers
+SIDE = 48
+TINY: dict[str, Any] = {
+    "method": "cutpaste-3way",
+    "threads": 1,
+    "data": {"root": "data/tiny", "categories": list(CATEGORIES)},
+    "image": {"size": 32},
+    "validation": {"min_good": 10},
+    "synthesis": {"exam_images": 8},
+    "backbone": {"name": "lcnet_035", "weights": "none"},
+    "training": {
+        **{"head_steps": 4, "head_rate": 0.03, "steps": 20, "rate": 0.03, "optimizer": "sgd", "batch": 4},
+        **{"freeze_batch_norm": False, "projection": [32], "checkpoint_steps": 2, "exam_steps": 10, "device": "cpu"},
+    },
+    "fit": {"folds": 2},
+    "threshold": {"false_alarm_rate": 0.3},
+    "evaluation": {"bootstrap": 50},
+}
+
+
+@dataclass(frozen=True)
+class Project:
+    """The project's folder, and the environment in which its programs run."""
+
+    folder: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def run(self, *command: str, before: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
+        """Run a program to its end; `before` is called in its process first."""
+        return subprocess.run(
+            [sys.executable, *command],
+            cwd=self.folder,
+            env=dict(self.environment),
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+            preexec_fn=before,
+        )
+
+    def flawline(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """`flawline ARGUMENTS`."""
+        return self.run("-m", "flows.cli", *map(str, arguments))
+
+    def dvc(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`dvc ARGUMENTS`."""
+        return self.run("-m", "dvc", *arguments)
+
+    def stage(
+        self, name: str, category: str, before: Callable[[], None] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """What dvc.yaml calls for one stage of one category."""
+        return self.run("-m", f"components.{name}", category, before=before)
+
+    def copy(self, folder: Path) -> "Project":
+        """The same project, with all that it has computed, in another folder."""
+        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns("tmp"))
+        return Project(folder, self.environment)
+
+    def set_params(self, values: Mapping[str, Any]) -> None:
+        """Merge nested values into params.yaml."""
+        path = self.folder / "params.yaml"
+        content = yaml.safe_load(path.read_text())
+        for name, value in values.items():
+            content[name] = {**content[name], **value} if isinstance(value, Mapping) else value
+        path.write_text(yaml.safe_dump(content))
+
+    def parts(self) -> list[Path]:
+        """Whatever was left half-made."""
+        return [path for path in self.folder.rglob("*.part") if ".dvc" not in path.parts]
+
+
+def make_project(folder: Path) -> Project:
+    """Write a project with this repository's code, and two generated categories of 48 × 48 pixels."""
+    for name in ("components", "flows", "infra"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.part"))
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / name, folder / name)
+    subprocess.run(["git", "init", "-q", str(folder)], check=True)
+    project = Project(folder, _environment(folder))
+    project.set_params(TINY)
+    write_category(folder / "data" / "tiny" / "widget", seed=0, defects=4)
+    write_category(folder / "data" / "tiny" / "gadget", seed=1, defects=0)
+    return project
+
+
+def write_category(root: Path, *, seed: int, defects: int, train: int = 14) -> None:
+    """A waved surface with noise; a defect is a bright square, with its mask."""
+    generator = np.random.default_rng(seed)
+    for number in range(train):
+        write_image(root / "train" / "good" / f"{number:03}.png", surface(generator))
+    for number in range(4):
+        write_image(root / "test" / "good" / f"{number:03}.png", surface(generator))
+    for number in range(defects):
+        image, mask = surface(generator), np.zeros((SIDE, SIDE), np.uint8)
+        row, column = generator.integers(8, SIDE - 16, 2)
+        mask[row : row + 8, column : column + 8] = 255
+        image[mask > 0] = 235
+        write_image(root / "test" / "blob" / f"{number:03}.png", image)
+        write_image(root / "ground_truth" / "blob" / f"{number:03}_mask.png", mask)
+
+
+def surface(generator: np.random.Generator) -> np.ndarray:
+    """One good image, uint8 (48, 48, 3)."""
+    y, x = np.mgrid[:SIDE, :SIDE]
+    waves = 128 + 30 * np.sin(x / 3) * np.cos(y / 4)
+    return np.clip(waves[..., None] + generator.normal(0, 6, (SIDE, SIDE, 3)), 0, 255).astype(np.uint8)
+
+
+def write_image(path: Path, pixels: np.ndarray) -> None:
+    """Write pixels to a file, with the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def is_one_sentence(stderr: str) -> bool:
+    """Whether a program has said one thing only, in one line of prose that ends with a full stop."""
+    lines = stderr.strip().splitlines()
+    return len(lines) == 1 and lines[0].startswith("flawline: ") and lines[0].endswith(".")
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """This process's environment, without what would reach other projects' state or services."""
+    foreign = ("PREFECT_", "MLFLOW_", "FLAWLINE_", "DVC_", "GIT_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign) and name != "PYTHONPATH"}
+    own = {"FLAWLINE_PYTHON": sys.executable, "DVC_SITE_CACHE_DIR": str(folder.parent / "dvc"), "OMP_NUM_THREADS": "1"}
+    if sys.dont_write_bytecode:  # else each of many processes would compile thousands of files anew
+        del kept["PYTHONDONTWRITEBYTECODE"]
+        own["PYTHONPYCACHEPREFIX"] = str(folder.parent / "bytecode")
+    return kept | own | {"DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}

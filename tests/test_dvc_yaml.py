@@ -1,0 +1,117 @@
+"""dvc.yaml says all that each stage depends on: the code it imports, the parameters that code reads."""
+
+import ast
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.params import DataParams, Params
+from tests.project import REPOSITORY
+
+STAGES: dict[str, Any] = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+DEMO: dict[str, Any] = yaml.safe_load((REPOSITORY / "data" / "dvc.yaml").read_text())["stages"]
+ALL = {**STAGES, **DEMO}
+# `data` is read for the folder's path, which is a dependency itself; `threads` where only the speed depends on it.
+NOT_DECLARED = {name: {"data"} | ({"threads"} if name in ("validate", "synthesize") else set()) for name in STAGES}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Names of the modules of `components` that a file imports, inside functions too, but not for type checks."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "components":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("components."):
+            found.add((node.module or "").split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("components.")}
+    return found
+
+
+@cache
+def closure(name: str) -> frozenset[str]:
+    """A module of `components` and all modules of it that are imported from there on."""
+    seen: set[str] = set()
+    waiting = [name]
+    while waiting:
+        module = waiting.pop()
+        if module not in seen:
+            seen.add(module)
+            waiting += imported_modules(module_file(module))
+    return frozenset(seen)
+
+
+def module_file(module: str) -> Path:
+    return REPOSITORY / "components" / f"{module}.py"
+
+
+def declared_modules(stage: dict[str, Any]) -> list[str]:
+    return [Path(dep).stem for dep in stage["deps"] if dep.startswith("components/")]
+
+
+def sections_read(module: str) -> set[str]:
+    """Names of Params' own fields that a file's functions read from their arguments of that type."""
+    found = set()
+    for function in ast.walk(ast.parse(module_file(module).read_text(encoding="utf-8"))):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        whole = {
+            argument.arg
+            for argument in (*function.args.args, *function.args.kwonlyargs)
+            if isinstance(argument.annotation, ast.Name) and argument.annotation.id == "Params"
+        }
+        for node in ast.walk(function):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in whole:
+                found.add(node.attr)
+    return found & set(Params.model_fields)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_stage_depends_on_exactly_the_code_it_imports(name: str) -> None:
+    assert declared_modules(ALL[name]) == sorted(closure(name))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_stage_runs_its_own_module(name: str) -> None:
+    assert ALL[name]["cmd"].split()[:2] == ["infra/stage", name]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_declares_the_parameters_that_its_code_reads(name: str) -> None:
+    read = {section for module in closure(name) for section in sections_read(module)}
+    assert read, "no parameter found at all: does this test still understand the code?"
+    assert read - set(STAGES[name]["params"]) - NOT_DECLARED[name] == set()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_declared_parameters_exist(name: str) -> None:
+    written = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    assert set(ALL[name]["params"]) <= set(written)
+    assert set(written) <= set(Params.model_fields)
+
+
+def test_the_file_of_parameters_and_every_preset_are_valid() -> None:
+    from components.params import load_params, parse_params, preset_names, read_preset
+
+    assert load_params(REPOSITORY / "params.yaml").data.categories
+    data = DataParams(root="data", categories=("any",)).model_dump()
+    assert {parse_params({"data": data, **read_preset(name)}, name).method for name in preset_names()}
+
+
+def test_no_two_stages_write_the_same_place_and_every_place_is_known() -> None:
+    from components.places import Places
+
+    category = "${item.category}"
+    outputs = [out for stage in STAGES.values() for out in stage["outs"]]
+    assert len(set(outputs)) == len(outputs)
+    root = Path("artifacts") / category
+    known = Places("widget")
+    places = (known.validation, known.prepared, known.encoder, known.capsule, known.evaluation)
+    assert sorted(outputs) == sorted(str(root / place.name) for place in places)
+
+
+def test_metrics_are_kept_in_git() -> None:
+    assert STAGES["evaluate"]["metrics"] == [{"metrics/${item.category}.json": {"cache": False}}]

@@ -1,0 +1,190 @@
+"""The whole line on a tiny project: one `flawline run`, then what a user relies on afterwards."""
+
+import csv
+import json
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from tests.project import CATEGORIES, STEPS, Project
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+pytestmark = pytest.mark.slow  # the one run that all look at takes more than a minute
+STAGES = ("validate", "synthesize", "train", "fit", "evaluate")
+
+
+@pytest.fixture(scope="module")
+def client(ran: Project) -> "MlflowClient":
+    """MLflow's client on the database that the first run made."""
+    from components.tracking import prepare_environment
+
+    prepare_environment()
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{ran.folder}/.flawline/mlflow/mlflow.db"
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def runs(client: "MlflowClient", wanted: str = "") -> "list[Run]":
+    """The runs that a filter finds, the earliest first."""
+    experiment = client.get_experiment_by_name("flawline")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], wanted, order_by=["attributes.start_time"]))
+
+
+def metrics_of(project: Project, category: str) -> dict[str, Any]:
+    return dict(json.loads((project.folder / "metrics" / f"{category}.json").read_text()))
+
+
+def test_a_run_ends_with_a_table_of_all_categories(
+    first_run: tuple[Project, subprocess.CompletedProcess[str]],
+) -> None:
+    _, done = first_run
+    assert done.returncode == 0, done.stderr
+    for word in ("image AUROC", "pixel AUROC", "AUPRO", "threshold", "version", "alias", *CATEGORIES, "champion"):
+        assert word in done.stdout
+    assert "Running stage" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_says_each_stage_of_each_category_in_order(
+    first_run: tuple[Project, subprocess.CompletedProcess[str]],
+) -> None:
+    project, done = first_run
+    said = [line.split(" done in ")[0] for line in done.stderr.splitlines() if " done in " in line]
+    assert said == [f"{category}: {stage}" for category in CATEGORIES for stage in STAGES]
+    assert project.parts() == []
+
+
+def test_a_defect_is_found_and_its_pixels_too(ran: Project) -> None:
+    metrics = metrics_of(ran, "widget")
+    assert metrics["image_auroc"] == 1.0  # bright squares on a dark surface
+    assert metrics["pixel_auroc"] > 0.8
+    assert metrics["counts"] == {"good": 4, "defect": 4}
+    assert set(metrics["by_kind"]) == {"blob"}
+
+
+def test_a_category_without_any_defect_gets_a_model_and_nulls(ran: Project) -> None:
+    metrics = metrics_of(ran, "gadget")
+    assert {metrics[name] for name in ("image_auroc", "pixel_auroc", "aupro", "f1_max")} == {None}
+    assert metrics["counts"] == {"good": 4, "defect": 0}
+    assert 0 <= metrics["false_alarm_rate"] <= 1
+    assert 0 < metrics["exam_mark"] <= 1
+    with (ran.folder / "artifacts" / "gadget" / "evaluation" / "scores.csv").open() as file:
+        assert [row["kind"] for row in csv.DictReader(file)] == ["good"] * 4
+
+
+def test_status_as_json_is_a_list_of_objects_with_the_known_keys(ran: Project) -> None:
+    done = ran.flawline("status", "--json")
+    rows = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert [row["category"] for row in rows] == sorted(CATEGORIES)
+    for row in rows:
+        metrics = metrics_of(ran, row["category"])
+        figures = {name: metrics[name] for name in ("category", "image_auroc", "pixel_auroc", "aupro", "threshold")}
+        assert row == {**figures, "version": 1, "alias": "champion", "method": "cutpaste-3way"}
+
+
+def test_dvc_finds_everything_up_to_date_after_a_run(ran: Project) -> None:
+    lock = (ran.folder / "dvc.lock").read_bytes()
+    assert ran.dvc("status").stdout.strip() == "Data and pipelines are up to date."
+    done = ran.dvc("repro")
+    assert done.returncode == 0
+    assert "Data and pipelines are up to date." in done.stdout
+    assert "Running stage" not in done.stdout
+    assert (ran.folder / "dvc.lock").read_bytes() == lock
+
+
+def test_a_second_run_computes_nothing_and_registers_nothing(ran: Project, client: "MlflowClient") -> None:
+    attempts = "tags.`flawline.attempt` != ''"
+    before = len(runs(client, attempts)), len(client.search_model_versions())
+    lock = (ran.folder / "dvc.lock").read_bytes()
+    done = ran.flawline("run")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("is up to date") == len(STAGES) * len(CATEGORIES)
+    assert " done in " not in done.stderr
+    assert (len(runs(client, attempts)), len(client.search_model_versions())) == before
+    assert (ran.folder / "dvc.lock").read_bytes() == lock
+
+
+def test_a_run_is_the_parent_of_one_run_per_category(ran: Project, client: "MlflowClient") -> None:
+    parent = runs(client, "tags.`flawline.categories` = 'widget gadget'")[0]
+    children = runs(client, f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert parent.info.status == "FINISHED"
+    assert [child.data.tags["flawline.category"] for child in children] == list(CATEGORIES)
+    assert {child.info.status for child in children} == {"FINISHED"}
+    for child in children:
+        assert (
+            child.data.tags["flawline.capsule_digest"]
+            == metrics_of(ran, child.data.tags["flawline.category"])["capsule_digest"]
+        )
+
+
+def test_mlflow_has_parameters_data_figures_curve_and_pictures(ran: Project, client: "MlflowClient") -> None:
+    run = runs(client, "tags.`flawline.category` = 'widget'")[0]
+    run_id = run.info.run_id
+    assert (run.data.params["method"], run.data.params["backbone.name"]) == ("cutpaste-3way", "lcnet_035")
+    assert run.data.params["training.steps"] == "20"
+    assert run.inputs is not None
+    dataset = run.inputs.dataset_inputs[0].dataset
+    report = json.loads((ran.folder / "artifacts" / "widget" / "validation" / "report.json").read_text())
+    assert (dataset.name, dataset.digest) == ("widget", report["data_digest"][:36])
+    assert run.data.metrics["image_auroc"] == 1.0
+    curve = client.get_metric_history(run_id, "train/loss")
+    assert sorted(point.step for point in curve) == list(range(1, STEPS + 1))
+    files = {
+        file.path
+        for folder in ("evaluation", "training", "validation")
+        for file in client.list_artifacts(run_id, folder)
+    }
+    wanted = {"evaluation/gallery.png", "evaluation/roc.png", "evaluation/scores.png", "validation/report.html"}
+    assert files >= wanted | {"training/contact_sheet.png", "training/training.json", "training/history.png"}
+
+
+def test_a_version_leads_to_the_run_that_made_it(ran: Project, client: "MlflowClient") -> None:
+    version = client.get_model_version_by_alias("flawline-widget", "champion")
+    run = client.get_run(version.run_id or "")
+    assert run.data.tags["flawline.capsule_digest"] == version.tags["capsule_digest"]
+    assert run.data.tags["flawline.category"] == "widget"
+
+
+def test_the_training_curve_is_in_the_outputs_and_moves(ran: Project) -> None:
+    with (ran.folder / "artifacts" / "widget" / "encoder" / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == list(range(1, STEPS + 1))
+    assert len({row["loss"] for row in rows}) > STEPS // 2
+
+
+def test_a_capsule_says_no_parameter_that_its_stage_does_not_depend_on(ran: Project) -> None:
+    card = json.loads((ran.folder / "artifacts" / "widget" / "capsule" / "capsule.json").read_text())
+    stage = yaml.safe_load((ran.folder / "dvc.yaml").read_text())["stages"]["fit"]
+    assert set(card["provenance"]["params"]) == set(stage["params"])
+
+
+def test_a_forced_repetition_gives_the_same_bytes_and_says_so(ran: Project, client: "MlflowClient") -> None:
+    lock = (ran.folder / "dvc.lock").read_bytes()
+    metrics = (ran.folder / "metrics" / "widget.json").read_bytes()
+    done = ran.dvc("repro", "--force", "evaluate@widget")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Running stage") == len(STAGES)
+    assert (ran.folder / "dvc.lock").read_bytes() == lock
+    assert (ran.folder / "metrics" / "widget.json").read_bytes() == metrics
+    first, second = runs(client, "tags.`flawline.category` = 'widget'")[:2]
+    assert (first.data.tags["flawline.attempt"], second.data.tags["flawline.attempt"]) == ("1", "2")
+    assert second.data.tags["flawline.bytes_agree"] == "true"
+    assert second.data.tags["flawline.compared_with"] == first.info.run_id
+
+
+def test_outputs_name_no_place_on_this_machine(ran: Project) -> None:
+    """What goes to other machines by DVC must mean the same there."""
+    named = [
+        path.relative_to(ran.folder)
+        for path in (ran.folder / "artifacts").rglob("*")
+        if path.suffix in {".json", ".csv", ".html"} and str(ran.folder) in path.read_text(encoding="utf-8")
+    ]
+    assert named == []
