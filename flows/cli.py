@@ -1,6 +1,7 @@
 """The command-line program `flawline`."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,11 +43,12 @@ def main() -> None:
 def demo() -> None:
     """Build the demo data set, run the whole line on it, and show what came out and what to try next."""
     enter_project()
-    from components.params import load_params
-    from flows.pipeline import retrain
+    from components.demo import DESTINATION, PHOTOGRAPHS
+    from flows.settings import edit_params
 
-    categories = list(load_params().data.categories)
-    failed = retrain(categories, with_demo=True)
+    categories = list(PHOTOGRAPHS)
+    edit_params("demo", values={"data.root": str(DESTINATION), "data.categories": categories})
+    failed = _retrain(categories, with_demo=True)
     _show_status(categories)
     _fail_if(failed)
     _show_next_steps(categories[0])
@@ -72,15 +74,16 @@ def run(
 
     What is up to date is not computed again. The first version of a category becomes its champion.
     """
-    enter_project_with(data)
+    data = _existing(data)
+    enter_project()
     from flows.settings import edit_params
 
-    values: dict[str, Any] = {"method": method, "seed": seed, **_data_values(data, categories)}
-    params = edit_params(preset, settings or [], {name: value for name, value in values.items() if value is not None})
-    chosen = _known_categories(categories, params.data.categories)
-    from flows.pipeline import retrain  # seconds to import: only when all that was asked for is possible
-
-    failed = retrain(chosen, force=force)
+    chosen = _chosen_categories(categories, data)
+    values: dict[str, Any] = {"method": method, "seed": seed}
+    if data is not None:
+        values |= {"data.root": os.path.relpath(data), "data.categories": chosen}
+    edit_params(preset, settings or [], {name: value for name, value in values.items() if value is not None})
+    failed = _retrain(chosen, force=force)
     _show_status(chosen)
     _fail_if(failed)
 
@@ -160,29 +163,39 @@ def list_data(
     _print_table(rows, {name: name for row in rows for name in row})
 
 
-def enter_project_with(data: Path | None) -> None:
-    """Enter the project; a relative data folder was meant from where the user stands, so it must exist there."""
+def _existing(data: Path | None) -> Path | None:
+    """A folder given on the command line, seen from where the user stands; UserError where there is none."""
     if data is not None and not data.is_dir():
         raise UserError(f"There is no data folder at {data}: check --data.")
-    enter_project()
+    return data.resolve() if data else None
 
 
-def _data_values(data: Path | None, categories: list[str] | None) -> dict[str, Any]:
-    """data.root and data.categories for a run on another folder; the path stays as it was given if it holds here."""
-    if data is None:
-        return {}
+def _chosen_categories(chosen: list[str] | None, data: Path | None) -> list[str]:
+    """The categories to run: those which were named, or all there are; UserError for one that is not there."""
     from components.dataset import find_categories
+    from components.params import load_params
 
-    return {"data.root": str(data), "data.categories": categories or find_categories(data)}
-
-
-def _known_categories(chosen: list[str] | None, known: tuple[str, ...]) -> list[str]:
+    known = find_categories(data) if data else load_params().data.categories
     unknown = [name for name in chosen or [] if name not in known]
     if unknown:
-        raise UserError(
-            f"{', '.join(unknown)} is not in data.categories of params.yaml ({', '.join(known)}): add it there."
-        )
+        where = data or "data.categories of params.yaml"
+        raise UserError(f"{', '.join(unknown)} is not in {where} ({', '.join(known)}): correct the name.")
     return list(dict.fromkeys(chosen or known))
+
+
+def _retrain(categories: list[str], *, force: bool = False, with_demo: bool = False) -> list[str]:
+    """Run the flow; returns the categories that failed. A Prefect server that does not answer is a user's error."""
+    from httpx import HTTPError
+
+    from flows.pipeline import retrain  # seconds to import: only when all that was asked for is possible
+
+    try:
+        return retrain(categories, force=force, with_demo=with_demo)
+    except HTTPError as error:
+        raise UserError(
+            f"The Prefect server does not answer ({type(error).__name__}): check PREFECT_API_URL, or unset it, and run "
+            "again; finished stages are not repeated."
+        ) from error
 
 
 def _status_rows(categories: list[str] | None) -> list[dict[str, Any]]:

@@ -70,4 +70,5 @@ def _set_dotted(content: Any, key: str, value: Any) -> None:
         content = content.setdefault(section, {})
         if not hasattr(content, "setdefault"):
             raise UserError(f"'{section}' in '{key}' is no section of params.yaml: check the name.")
-    content[name] = value
+    if name not in content or content[name] != value:
+        content[name] = value
