@@ -235,7 +235,7 @@ def _pixel_auroc(distances: np.ndarray, masks: np.ndarray, composition: Composit
     """Pixel AUROC on a coarse raster, which ranks compositions as the full one does at a small part of its cost."""
     grid, side = composition.grid, masks.shape[-1]
     step = max(1, side // PIXELS)
-    cells = torch.from_numpy(np.ascontiguousarray(distances)).view(-1, 1, grid, grid)
+    cells = torch.from_numpy(np.ascontiguousarray(distances, np.float32)).view(-1, 1, grid, grid)
     size = (side // step, side // step)
     maps = torch.nn.functional.interpolate(cells, size, mode="bilinear", align_corners=False)
     smooth = gaussian_blur(maps, 4.0 / step)[:, 0].numpy()

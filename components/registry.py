@@ -405,6 +405,8 @@ def save_model(capsule_dir: Path, folder: Path) -> None:
             input_example=_example(),
             pip_requirements=_requirements(),
         )
+    for compiled in list(folder.rglob("__pycache__")):
+        shutil.rmtree(compiled)
 
 
 def _signature() -> "ModelSignature":
