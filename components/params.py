@@ -5,15 +5,23 @@ writes them into `params.yaml`, which stays the single place that says what is c
 """
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from components.errors import UserError
 from components.images import ImageLimits
 
 PRESETS = Path(__file__).parent / "presets"
+
+_Value = TypeVar("_Value")
+Auto = Annotated[
+    _Value | None,
+    BeforeValidator(lambda value: None if value == "auto" else value),
+    PlainSerializer(lambda value: "auto" if value is None else value),
+]
+"""A value, or None where params.yaml says `auto`: found from the good images."""
 
 Method = Literal[
     "pretrained",
@@ -104,6 +112,56 @@ class SynthesisParams(_Section):
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"{name} must be two positive numbers in ascending order, not {low}, {high}")
+        return self
+
+
+class NsaSection(_Section):
+    """Natural Synthetic Anomalies (`components.nsa`); what is "auto" (None) comes from `settings`.
+
+    settings: "derived" from the category's good images, or "paper", the hand-made row of the paper's category.
+    object: whether the category is an object or a texture; aligned: whether the object always lies the same way. Both
+    decide how the others are derived.
+    mask: whether patches must lie on the object, which is what differs from the background: "none" asks no rule.
+    background, tolerance: mean grey level of the background, and how far the object's differs more.
+    height, width: bounds of half a patch's side as shares of the image's; resize: of the resize factor.
+    max_patches: most patches of a sample. gradients: of the Poisson blend.
+    min_object: least share of a patch on the object. min_overlap: least share of a patch's object on the target's.
+    tries: places tried for either rule. k, x0: steepness and midpoint of the logistic label, in grey levels.
+    faithful: overlapping patches overwrite each other's label as in the official code, instead of being joined.
+    exact_mask: blend on the mask itself and not on its rectangle (slower).
+    score: the image's score is the mean of its map, or of the map's highest hundredth ("top").
+    """
+
+    settings: Literal["derived", "paper"] = "derived"
+    object: Literal["auto", "object", "texture"] = "auto"
+    aligned: Auto[bool] = None
+    mask: Literal["auto", "background", "none"] = "auto"
+    background: Auto[Annotated[float, Field(ge=0, le=255)]] = None
+    tolerance: Auto[Annotated[float, Field(gt=0, le=255)]] = None
+    height: Auto[tuple[float, float]] = None
+    width: Auto[tuple[float, float]] = None
+    resize: Auto[tuple[float, float]] = None
+    max_patches: Auto[Annotated[int, Field(ge=1, le=16)]] = None
+    gradients: Literal["auto", "source", "mixed"] = "auto"
+    min_object: Auto[Annotated[float, Field(ge=0, lt=1)]] = None
+    min_overlap: Auto[Annotated[float, Field(ge=0, lt=1)]] = None
+    tries: int = Field(200, ge=1, le=10_000)
+    k: Auto[Annotated[float, Field(gt=0)]] = None
+    x0: Auto[Annotated[float, Field(gt=0, le=255)]] = None
+    faithful: bool = False
+    exact_mask: bool = False
+    score: Literal["mean", "top"] = "mean"
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        for name, most in (("height", 0.5), ("width", 0.5), ("resize", 10.0)):
+            bounds = getattr(self, name)
+            if bounds and not 0 < bounds[0] <= bounds[1] <= most:
+                raise ValueError(f"{name} must be two numbers in ascending order, above 0 and at most {most}")
+        if self.mask == "none" and (self.background, self.tolerance) != (None, None):
+            raise ValueError("background and tolerance find a mask, but mask is 'none'")
+        if self.settings == "paper" and (self.object != "auto" or self.aligned is not None):
+            raise ValueError("object and aligned decide what is derived, but settings is 'paper'")
         return self
 
 
@@ -209,6 +267,7 @@ class Params(_Section):
     image: ImageParams = ImageParams()
     validation: ValidationParams = ValidationParams()
     synthesis: SynthesisParams = SynthesisParams()
+    nsa: NsaSection = NsaSection()
     backbone: BackboneParams = BackboneParams()
     training: TrainingParams = TrainingParams()
     fit: FitParams = FitParams()
