@@ -5,7 +5,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch.nn import functional
 from components.backbone import Encoder
 from components.density import Covariance, GaussianDensity, GaussianScorer, Layout, low_rank_scorer
 from components.images import resize_image
+
+if TYPE_CHECKING:
+    from components.network_part import NetworkPart
 
 BATCH = 16
 
@@ -153,15 +156,23 @@ class Part:
 
 
 class Detector:
-    """The fitted compositions of one category, with the encoders they need.
+    """The fitted compositions of one category, with the encoders they need, and networks with maps of their own.
 
     size: side of the square that images are resampled to, in pixels.
     sigma: standard deviation, in pixels of that square, of the Gaussian receptive field by which maps are upsampled.
     """
 
-    def __init__(self, encoders: Mapping[str, Encoder], parts: Sequence[Part], size: int, sigma: float) -> None:
+    def __init__(
+        self,
+        encoders: Mapping[str, Encoder],
+        parts: Sequence[Part],
+        size: int,
+        sigma: float,
+        networks: "Sequence[NetworkPart]" = (),
+    ) -> None:
         self.encoders = dict(encoders)
         self.parts = list(parts)
+        self.networks = list(networks)
         self.size = size
         self.sigma = sigma
 
@@ -169,7 +180,7 @@ class Detector:
         """Score uint8 RGB images, (N, H, W, 3) or a list of (H, W, 3) of any sizes.
 
         Returns image scores (N,) float32 and anomaly maps (N, size, size) float32; higher is more anomalous. Both are
-        means over the compositions of distances in units of the held-out good images' standard deviation.
+        means over compositions and networks of scores in units of the held-out good images' standard deviation.
         """
         scores = np.empty(len(images), np.float32)
         maps = np.empty((len(images), self.size, self.size), np.float32)
@@ -192,17 +203,20 @@ class Detector:
                 scores.append(part.image_scale.apply(image_scores(distances, part.composition)))
             if part.for_map:
                 grids.append((part.composition.grid, part.map_scale.apply(distances)))
-        return np.mean(scores, axis=0), self._merged_maps(grids, len(images))
+        own = [network.score(images) for network in self.networks]
+        scores += [score for score, _ in own]
+        return np.mean(scores, axis=0), self._merged_maps(grids, [maps for _, maps in own], len(images))
 
-    def _merged_maps(self, grids: list[tuple[int, np.ndarray]], count: int) -> np.ndarray:
-        """Mean of the compositions' maps (N, size, size) from their standardised distances (N, grid²)."""
-        if not grids:
+    def _merged_maps(self, grids: list[tuple[int, np.ndarray]], own: list[Tensor], count: int) -> np.ndarray:
+        """Mean (N, size, size) of the compositions' standardised distances (N, grid²) and of networks' own maps."""
+        if not grids and not own:
             return np.zeros((count, self.size, self.size), np.float32)
         total = torch.zeros(count, 1, self.size, self.size)
         for grid, distances in grids:
             cells = torch.from_numpy(np.ascontiguousarray(distances, np.float32)).view(-1, 1, grid, grid)
             total += functional.interpolate(cells, (self.size, self.size), mode="bilinear", align_corners=False)
-        return gaussian_blur(total / len(grids), self.sigma)[:, 0].numpy()
+        total += sum(own)
+        return gaussian_blur(total / (len(grids) + len(own)), self.sigma)[:, 0].numpy()
 
 
 def levels_of(encoder: str, compositions: Sequence[Composition]) -> tuple[str, ...]:

@@ -27,15 +27,31 @@ from components.exam import (
     weighed,
 )
 from components.files import read_json
+from components.methods import NSA_GDE, encoder_method
+from components.network_fit import open_network, with_network
+from components.nsa_settings import load_nsa_params
 from components.params import Params
 from components.places import Places
 from components.prepared import Prepared, batches, load_prepared
 from components.runtime import use_threads
 from components.stage import run_stage
+from components.views import view_of
 
 PRETRAINED, TRAINED = "pretrained", "trained"
 # What the capsule says it was made with: no more than this stage's params in dvc.yaml, or its bytes would grow stale.
-MAKING = ("method", "seed", "threads", "image", "synthesis", "backbone", "training", "fit", "threshold")
+MAKING = (
+    "method",
+    "seed",
+    "threads",
+    "image",
+    "synthesis",
+    "backbone",
+    "training",
+    "network",
+    "nsa",
+    "fit",
+    "threshold",
+)
 GOLDEN = 4
 SIGMA = 2.0  # of the receptive field's Gaussian, in 1/256 of the image's side
 
@@ -75,14 +91,20 @@ def main(category: str, params: Params) -> None:
     choice = choose(encoders, prepared, params)
     say_if_training_did_not_help(category, choice)
     detector = fit_detector(choice, encoders, prepared, params)
-    capsule = make_capsule(detector, choice, prepared, params)
+    network_selection: dict[str, Any] = {}
+    if network := open_network(places.encoder, params):
+        kind = load_nsa_params(places.prepared)[1]["kind"]
+        view = view_of(params.network, kind, category)
+        detector, network_selection = with_network(detector, network, prepared, params, view, choice.encoder)
+    capsule = make_capsule(detector, choice, prepared, params, network_selection)
     save_capsule(capsule, golden_images(prepared), places.capsule)
 
 
 def load_encoders(folder: Path, params: Params) -> dict[str, Encoder]:
     """The representation before training, and the trained one where training was kept by its own exam."""
     encoders = {PRETRAINED: build_encoder(params.backbone, params.seed)}
-    if read_json(folder / "training.json")["kept_step"] > 0:
+    trained = encoder_method(params.method) != "pretrained" or params.method == NSA_GDE
+    if trained and read_json(folder / "training.json")["kept_step"] > 0:
         encoders[TRAINED] = load_encoder(folder)
     return encoders
 
@@ -188,8 +210,13 @@ def held_out_distances(
     return {composition: np.concatenate(pieces) for composition, pieces in found.items()}
 
 
-def make_capsule(detector: Detector, choice: Choice, prepared: Prepared, params: Params) -> Capsule:
-    """Set the threshold from the held-out good images, and put everything together."""
+def make_capsule(
+    detector: Detector, choice: Choice, prepared: Prepared, params: Params, selection: Mapping[str, Any] | None = None
+) -> Capsule:
+    """Set the threshold from the held-out good images, and put everything together.
+
+    selection: what replaces or adds to the summary of the choice.
+    """
     calibration = np.concatenate(
         [detector.score(np.asarray(prepared.images[rows]))[0] for rows in batches(prepared.held_out_rows, BATCH)]
     )
@@ -202,6 +229,7 @@ def make_capsule(detector: Detector, choice: Choice, prepared: Prepared, params:
         threshold=threshold.value,
         calibration=calibration,
         selection=selection_summary(choice)
+        | dict(selection or {})
         | {
             "threshold_guaranteed_rate": threshold.guaranteed,
             "threshold_guarantee": guarantee(len(calibration), wish.false_alarm_rate, wish.confidence).words,

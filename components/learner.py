@@ -4,12 +4,12 @@ First the head alone on the encoder's fixed features, then all layers; one cosin
 of (seed, category, step), so a run that was killed and resumed ends with the bytes of one that was not.
 """
 
-import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,10 +21,18 @@ from components.detector import as_tensor
 from components.draws import SampleKeys
 from components.errors import UserError
 from components.params import TrainingParams
-from components.tasks import Task
 
 Examiner = Callable[[Encoder], float]
 Listener = Callable[[int, dict[str, float]], None]
+
+
+class Lesson(Protocol):
+    """What is learned, such as `components.tasks.Task`: batches of images with labels, in so many classes."""
+
+    @property
+    def classes(self) -> int: ...
+
+    def batch(self, images: Tensor, keys: SampleKeys) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass
@@ -54,7 +62,7 @@ class Learner:
     def __init__(
         self,
         encoder: Encoder,
-        task: Task,
+        task: Lesson,
         images: np.ndarray,
         rows: np.ndarray,
         params: TrainingParams,
@@ -66,12 +74,12 @@ class Learner:
     ) -> None:
         self.device = choose_device(params.device)
         self.encoder = encoder.to(self.device)
-        self.head = projection_head(encoder.width, params.projection, task.classes, seed).to(self.device)
         self.task, self.images, self.rows, self.params = task, images, rows, params
         self.seed, self.category = seed, category
         self.examiner, self.checkpoint = examiner, checkpoint
+        self.head = self.make_head().to(self.device)
         self.progress = Progress()
-        self.kept = _weights(self.encoder)
+        self.kept, self.kept_head = _weights(self.encoder.body), _weights(self.head)
 
     @property
     def total_steps(self) -> int:
@@ -95,6 +103,10 @@ class Learner:
         self.encoder.body.load_state_dict(self.kept)
         return self.encoder.to("cpu").eval()
 
+    def make_head(self) -> nn.Module:
+        """What learns on top of the encoder: here the projection head with the task's classes."""
+        return projection_head(self.encoder.width, self.params.projection, self.task.classes, self.seed)
+
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """The uint8 images (B·k, 3, S, S) and labels (B·k,) of one step."""
         numbers = np.arange(step * self.params.batch, (step + 1) * self.params.batch)
@@ -102,6 +114,21 @@ class Learner:
         rows = np.array([self._order(int(epoch))[place] for epoch, place in zip(epochs, places, strict=True)])
         keys = SampleKeys(self.seed, self.category, epochs, rows)
         return self.task.batch(as_tensor(np.ascontiguousarray(self.images[rows])), keys)
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+        """The loss of one batch, and the share of it that is answered right."""
+        accuracy = (outputs.argmax(dim=1) == labels).float().mean().item()
+        return nn.functional.cross_entropy(outputs, labels), accuracy
+
+    def outputs(self, images: Tensor, learns: bool) -> Tensor:
+        """What `loss` takes, of uint8 images; without gradients of the encoder unless it learns."""
+        with torch.set_grad_enabled(learns):
+            features = self.encoder(images)  # (B·k, width)
+        return self.head(features)  # (B·k, classes)
+
+    def mark(self) -> float:
+        """The exam mark of the present weights."""
+        return self.examiner(self.encoder)
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, epoch]).permutation(self.rows)
@@ -112,8 +139,7 @@ class Learner:
             group["lr"] = rate
         images, labels = self.batch(self.progress.step)
         labels = labels.to(self.device)
-        logits = self._forward(images)  # (B·k, classes)
-        loss = nn.functional.cross_entropy(logits, labels)
+        loss, accuracy = self.loss(self._forward(images), labels)
         if not math.isfinite(loss.item()):
             raise UserError(
                 f"The training on {self.category} diverged at step {self.progress.step + 1}: lower training.rate or "
@@ -123,7 +149,6 @@ class Learner:
         loss.backward()
         optimizer.step()
         self.progress.step += 1
-        accuracy = (logits.argmax(dim=1) == labels).float().mean().item()
         row = {"loss": loss.item(), "accuracy": accuracy, "rate": rate}
         self.progress.history.append({"step": self.progress.step, **row})
         return row
@@ -133,15 +158,13 @@ class Learner:
         self.encoder.train(not in_head_phase and not self.params.freeze_batch_norm)
         bf16 = self.params.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            with torch.set_grad_enabled(not in_head_phase):
-                features = self.encoder(images)  # (B·k, width)
-            return self.head(features).float()
+            return self.outputs(images, not in_head_phase).float()
 
     def _optimizer(self) -> torch.optim.Optimizer:
         """A fresh optimizer for the phase that begins at the present step."""
         parameters = list(self.head.parameters())
         if self.progress.step >= self.params.head_steps:
-            parameters += list(_trainable(self.encoder, self.params.freeze_batch_norm))
+            parameters += [p for p in _trainable(self.encoder, self.params.freeze_batch_norm) if p.requires_grad]
         rate = self._rate(self.progress.step)
         if self.params.optimizer == "adam":
             return torch.optim.Adam(parameters, rate, weight_decay=self.params.weight_decay)
@@ -151,7 +174,7 @@ class Learner:
         """Learning rate of a step: half a cosine from the phase's rate down to zero."""
         if step < self.params.head_steps:
             return cosine(self.params.head_rate, step, self.params.head_steps)
-        return cosine(self.params.rate, step - self.params.head_steps, self.params.steps)
+        return cosine(self.params.rate, step - self.params.head_steps, self.params.steps, self.params.final_rate)
 
     def _sit_exam(self, listen: Listener) -> None:
         """Mark the encoder where its weights can have changed since the last mark, and keep the best."""
@@ -160,18 +183,20 @@ class Learner:
         if not due or step in self.progress.marks:
             return
         self.encoder.eval()
-        mark = self.examiner(self.encoder)
+        mark = self.mark()
         if not self.progress.marks or mark > max(self.progress.marks.values()):
-            self.progress.kept_step, self.kept = step, _weights(self.encoder)
+            self.progress.kept_step = step
+            self.kept, self.kept_head = _weights(self.encoder.body), _weights(self.head)
         self.progress.marks[step] = mark
         listen(step, {"exam": mark})
 
     def _save(self, optimizer: torch.optim.Optimizer) -> None:
         tensors = {
-            "encoder": _weights(self.encoder),
+            "encoder": _weights(self.encoder.body),
             "head": self.head.state_dict(),
             "optimizer": optimizer_tensors(optimizer),
             "kept": self.kept,
+            "kept_head": self.kept_head,
         }
         facts = {
             "step": self.progress.step,
@@ -188,7 +213,7 @@ class Learner:
         tensors, facts = found
         self.encoder.body.load_state_dict(tensors["encoder"])
         self.head.load_state_dict(tensors["head"])
-        self.kept = tensors["kept"]
+        self.kept, self.kept_head = tensors["kept"], tensors["kept_head"]
         marks = {int(step): float(mark) for step, mark in facts["marks"]}
         self.progress = Progress(facts["step"], facts["history"], marks, facts["kept_step"])
         optimizer = self._optimizer()
@@ -197,9 +222,9 @@ class Learner:
         return optimizer
 
 
-def cosine(rate: float, step: int, steps: int) -> float:
-    """Half a cosine from `rate` at step 0 down to 0 at `steps`."""
-    return rate * 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))
+def cosine(rate: float, step: int, steps: int, final: float = 0.0) -> float:
+    """Half a cosine from `rate` at step 0 to `final` at `steps`."""
+    return final + (rate - final) * 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))
 
 
 def choose_device(name: str) -> torch.device:
@@ -227,5 +252,5 @@ def _trainable(encoder: Encoder, freeze_batch_norm: bool) -> Iterator[nn.Paramet
             yield from module.parameters(recurse=False)
 
 
-def _weights(encoder: Encoder) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in copy.copy(encoder.body.state_dict()).items()}
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}

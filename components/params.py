@@ -4,6 +4,7 @@ A preset is a file in `components/presets/` with only the values in which it dif
 writes them into `params.yaml`, which stays the single place that says what is computed.
 """
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -32,6 +33,13 @@ Method = Literal[
     "rotation",
     "cutout",
     "confetti",
+    "nsa-binary",
+    "nsa-continuous",
+    "nsa-logistic",
+    "fpi",
+    "pii",
+    "nsa-gde",
+    "nsa-cutpaste",
 ]
 
 
@@ -177,12 +185,16 @@ class BackboneParams(_Section):
 
 
 class TrainingParams(_Section):
-    """Self-supervised training: first the head alone, then all layers (section 4.3), one cosine cycle each."""
+    """Self-supervised training: first the head alone, then all layers (section 4.3), one cosine cycle each.
+
+    final_rate: what the learning rate of the second phase ends at.
+    """
 
     head_steps: int = Field(0, ge=0)
     head_rate: float = Field(0.03, gt=0)
     steps: int = Field(0, ge=0)
     rate: float = Field(1e-4, gt=0)
+    final_rate: float = Field(0.0, ge=0)
     optimizer: Literal["sgd", "adam"] = "sgd"
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(3e-5, ge=0)
@@ -193,6 +205,88 @@ class TrainingParams(_Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_steps: int = Field(25, ge=1)
     exam_steps: int = Field(50, ge=1)
+
+
+class ViewParams(_Section):
+    """What the network of NSA sees of an image; lengths in pixels at 256 px, scaled with the image.
+
+    resize: side that the whole image is brought to. rotation: largest turn about the middle, in degrees.
+    centre: side of the middle square that is kept. crop: side of the square cut from it at any place.
+    flip: whether half of the views are mirrored, left to right.
+    test: side of the middle square that is scored; 0 for the whole image.
+    """
+
+    resize: int = Field(256, ge=32)
+    rotation: float = Field(0.0, ge=0, le=180)
+    centre: int = Field(256, ge=32)
+    crop: int = Field(256, ge=32)
+    flip: bool = False
+    test: int = Field(0, ge=0, le=256)
+
+    @model_validator(mode="after")
+    def _within(self) -> Self:
+        if not self.crop <= self.centre <= self.resize:
+            raise ValueError(
+                f"crop {self.crop}, centre {self.centre} and resize {self.resize} must not decrease: each is cut from "
+                "the next"
+            )
+        return self
+
+
+class NetworkParams(_Section):
+    """The network of nsa-binary, -continuous, -logistic, fpi and pii (`components.decoder`), and how it is trained.
+
+    strides: of the encoder's levels which the decoder reads, the deepest first. reduction: channels of the decoder's
+    1×1 convolutions. widths: its channels after each doubling; linear interpolation goes the rest of the way.
+    frozen: the encoder's first blocks that stay as they are (0: all learn, the stem too).
+    head_steps, head_rate: a first phase in which only the decoder learns. steps: of the second, in which all does;
+    epochs: passes over the images to learn from instead, where not 0; epochs_of: the same by category.
+    rate, final_rate: Adam's at the beginning and the end of the second phase. batch, freeze_batch_norm, precision,
+    exam_steps: as in `training`, which gives the rest.
+    object_view, texture_view: what is seen of objects and of textures; `rotated`: the only categories that are turned,
+    all where empty.
+    keep: "exam" keeps the detector before training where the network's mark is worse by more than fit.margin;
+    "always" serves the network anyhow. Either says so.
+    """
+
+    strides: tuple[int, ...] = Field((32,), min_length=1)
+    reduction: tuple[int, ...] = (256, 128)
+    widths: tuple[int, ...] = (64, 64, 32, 32, 16)
+    frozen: int = Field(0, ge=0)
+    freeze_batch_norm: bool = False
+    head_steps: int = Field(0, ge=0)
+    head_rate: float = Field(1e-3, gt=0)
+    steps: int = Field(0, ge=0)
+    epochs: int = Field(0, ge=0)
+    epochs_of: dict[str, int] = {}
+    rate: float = Field(1e-3, gt=0)
+    final_rate: float = Field(1e-6, ge=0)
+    batch: int = Field(64, ge=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    exam_steps: int = Field(50, ge=1)
+    object_view: ViewParams = ViewParams()
+    texture_view: ViewParams = ViewParams()
+    rotated: tuple[str, ...] = ()
+    keep: Literal["exam", "always"] = "exam"
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if any(low >= high for high, low in pairwise(self.strides)):
+            raise ValueError(f"strides must begin with the deepest, not {list(self.strides)}")
+        if self.frozen and not self.freeze_batch_norm:
+            raise ValueError("frozen blocks keep their batch norm, but freeze_batch_norm is false")
+        return self
+
+    def steps_of(self, category: str, images: int) -> int:
+        """Steps of the second phase on so many images to learn from."""
+        epochs = self.epochs_of.get(category, self.epochs)
+        return epochs * -(-images // self.batch) if epochs else self.steps
+
+    def schedule(self, training: TrainingParams, category: str, images: int) -> TrainingParams:
+        """The training as the learner takes it: the keys that both sections have come from this one."""
+        own = {name: getattr(self, name) for name in TrainingParams.model_fields if hasattr(self, name)}
+        own |= {"steps": self.steps_of(category, images), "optimizer": "adam", "weight_decay": 0.0}
+        return training.model_copy(update=own)
 
 
 class FitParams(_Section):
@@ -270,6 +364,7 @@ class Params(_Section):
     nsa: NsaSection = NsaSection()
     backbone: BackboneParams = BackboneParams()
     training: TrainingParams = TrainingParams()
+    network: NetworkParams = NetworkParams()
     fit: FitParams = FitParams()
     threshold: ThresholdParams = ThresholdParams()
     evaluation: EvaluationParams = EvaluationParams()

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from components.detector import as_tensor
 from components.draws import SampleKeys
-from components.params import ViewParams
+from components.params import NetworkParams, ViewParams
 
 BASE = 256  # the size at which views are given
 
@@ -38,17 +38,23 @@ def draw_views(
     starts = (round(view.resize * size / BASE) - room - side) // 2 + np.floor(draws[:, :2] * (room + 1)).astype(int)
     mirrored = view.flip & (draws[:, 2] < 0.5)
     if not view.rotation and scale == 1:
-        cut = [image[t : t + side, l : l + side] for image, (t, l) in zip(images, starts, strict=True)]
+        cut = [image[y : y + side, x : x + side] for image, (y, x) in zip(images, starts, strict=True)]
         return np.stack([c[:, ::-1] if m else c for c, m in zip(cut, mirrored, strict=True)])
     angles = np.deg2rad(view.rotation * (2 * draws[:, 3] - 1))
     return _sampled(images, starts, mirrored, angles, scale, side)
 
 
-def centre_window(size: int, view: ViewParams) -> tuple[slice, slice]:
-    """The rows and columns that are scored of an image of `size` pixels: all, or the middle `view.test`."""
-    side = round(view.test * size / BASE) or size
-    start = (size - side) // 2
-    return slice(start, start + side), slice(start, start + side)
+def test_window(view: ViewParams, size: int) -> int:
+    """Side in pixels of the middle square that is scored of an image of `size` pixels; 0 for the whole image."""
+    side = round(view.test * size / BASE)
+    return side if side < size else 0
+
+
+def view_of(params: NetworkParams, kind: str, category: str) -> ViewParams:
+    """The view of a category, whose kind is "object" or "texture"."""
+    view = params.object_view if kind == "object" else params.texture_view
+    turned = not params.rotated or category in params.rotated
+    return view if turned else view.model_copy(update={"rotation": 0.0})
 
 
 def _sampled(

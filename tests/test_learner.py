@@ -136,7 +136,7 @@ def test_an_epoch_shows_every_row_once_and_no_other(tmp_path: Path) -> None:
             shown.extend(keys.index.tolist())
             return images, torch.zeros(len(images))
 
-    made.task = Watching()  # type: ignore[assignment]
+    made.task = Watching()
     for step in range(7):
         made.batch(step)
     epochs = [shown[:7], shown[7:14], shown[14:]]
