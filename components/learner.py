@@ -21,6 +21,7 @@ from components.detector import as_tensor
 from components.draws import SampleKeys
 from components.errors import UserError
 from components.params import TrainingParams
+from components.pool import in_order
 
 Examiner = Callable[[Encoder], float]
 Listener = Callable[[int, dict[str, float]], None]
@@ -93,10 +94,11 @@ class Learner:
         """
         optimizer = self._resume()
         self._sit_exam(listen)
+        made = in_order(self.batch, range(self.progress.step, self.total_steps), self.params.workers)
         while self.progress.step < self.total_steps:
             if self.progress.step == self.params.head_steps:
                 optimizer = self._optimizer()
-            listen(self.progress.step + 1, self._take_step(optimizer))
+            listen(self.progress.step + 1, self._take_step(optimizer, *next(made)))
             self._sit_exam(listen)
             if self.progress.step % self.params.checkpoint_steps == 0 and self.progress.step < self.total_steps:
                 self._save(optimizer)
@@ -133,11 +135,10 @@ class Learner:
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, epoch]).permutation(self.rows)
 
-    def _take_step(self, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    def _take_step(self, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> dict[str, float]:
         rate = self._rate(self.progress.step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        images, labels = self.batch(self.progress.step)
         labels = labels.to(self.device)
         loss, accuracy = self.loss(self._forward(images), labels)
         if not math.isfinite(loss.item()):

@@ -27,6 +27,7 @@ _RING = 0.04  # of the side: what counts as the image's rim
 _PLAIN_RIM, _OBJECT_INSIDE, _SEPARATION = 0.05, 0.15, 0.7
 _ALIGNED = 0.6
 _THIN = 0.25
+_LOWER_BOUND = 0.03
 _UPPER_BOUNDS = (0.06, 0.4)
 _STEEPNESS = 2.4  # k · x0; the paper's choices lie between 2 and 3
 _MOST_REFUSED = 0.9
@@ -143,10 +144,12 @@ def sample_warnings(images: Sequence[Prepared], samples: Sequence[NsaSample], ca
     refused = sum((sample.refused for sample in samples), Counter[str]())
     if unchanged > 1 - _MOST_REFUSED:
         tries = sum(sample.tries for sample in samples)
-        rules = [f"the rule '{rule}' refused {count} of {tries} tries" for rule, count in refused.most_common()]
-        reason = " and ".join(rules) or f"nothing meets the rule '{CHANGE_RULE}'"
+        reasons = [f"the rule '{rule}' refused {count} of {tries} tries" for rule, count in refused.most_common()]
+        unseen = sum(not sample.changed and sample.patches > 0 for sample in samples)
+        if unseen:
+            reasons.append(f"the patches of {unseen} do not meet the rule '{CHANGE_RULE}'")
         warnings.append(
-            f"{unchanged:.0%} of {category}'s synthetic samples stay unchanged: {reason}; "
+            f"{unchanged:.0%} of {category}'s synthetic samples stay unchanged: {' and '.join(reasons)}; "
             "see nsa_sheet.png, and set nsa.background, nsa.tolerance or nsa.mask in params.yaml."
         )
     return warnings
@@ -188,16 +191,26 @@ def _shape_params(statistics: NsaStatistics, side: int) -> NsaParams:
     masked: dict[str, Any] = (
         {"background": statistics.background, "tolerance": statistics.tolerance} if statistics.tolerance else {}
     )
+    least = max(_LOWER_BOUND, round(_SMALLEST_SIDE / 2 / side, 3))
     if statistics.kind == "texture":
-        return NsaParams(label="continuous", resize_bounds=(0.5, 2.0), patches=4, gradients="mixed", **masked)
+        bounds = least, _UPPER_BOUNDS[1]
+        return NsaParams(
+            label="continuous",
+            height_bounds=bounds,
+            width_bounds=bounds,
+            resize_bounds=(0.5, 2.0),
+            patches=4,
+            gradients="mixed",
+            **masked,
+        )
     thin = statistics.thickness < _THIN
     sides = [0.45 * extent for extent in statistics.extent] if statistics.aligned else [0.8 * statistics.thickness] * 2
-    least = max(_UPPER_BOUNDS[0], _SMALLEST_SIDE / side)
-    height, width = (round(min(max(length, least), _UPPER_BOUNDS[1]), 3) for length in sides)
+    least_upper = max(_UPPER_BOUNDS[0], _SMALLEST_SIDE / side)
+    height, width = (round(min(max(length, least_upper), _UPPER_BOUNDS[1]), 3) for length in sides)
     return NsaParams(
         label="continuous",
-        height_bounds=(0.03, height),
-        width_bounds=(0.03, width),
+        height_bounds=(least, height),
+        width_bounds=(least, width),
         patches=4 if thin else 3,
         min_object=0.5 if thin else 0.7,
         **masked,

@@ -188,6 +188,7 @@ class TrainingParams(_Section):
     """Self-supervised training: first the head alone, then all layers (section 4.3), one cosine cycle each.
 
     final_rate: what the learning rate of the second phase ends at.
+    workers: processes that make the batches ahead, the same bytes as none, so that a GPU need not wait for them.
     """
 
     head_steps: int = Field(0, ge=0)
@@ -203,6 +204,7 @@ class TrainingParams(_Section):
     freeze_batch_norm: bool = True
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int = Field(0, ge=0, le=64)
     checkpoint_steps: int = Field(25, ge=1)
     exam_steps: int = Field(50, ge=1)
 
