@@ -22,7 +22,7 @@ from components.nsa import NsaParams, nsa_sample, prepare
 from components.params import NetworkParams, TrainingParams, ViewParams
 from components.views import draw_views
 
-GREY_LEVELS = 255.0
+FULL_SCALE = 4.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class MapTask:
     def batch(self, images: Tensor, keys: SampleKeys) -> tuple[Tensor, Tensor]:
         """Samples uint8 (B, 3, c, c) made from good images (B, 3, S, S), whose rows the keys name; labels (B, c, c).
 
-        Labels are float32 in 0…1; continuous ones are divided by 255.
+        Labels are float32 in 0…1; continuous ones are differences in units of FULL_SCALE · x0, at most 1, so that the
+        sigmoid's range is used whatever the category's contrast.
         """
         targets = draw_views(images.permute(0, 2, 3, 1).numpy(), keys, self.view)
         sources = draw_views(self.images[self.source_rows(keys)], keys, self.view, "source view")
@@ -54,7 +55,7 @@ class MapTask:
         ]
         labels = torch.from_numpy(np.stack([sample.label for sample in made]))
         if self.params.label == "continuous":
-            labels /= GREY_LEVELS
+            labels = (labels / (FULL_SCALE * self.params.x0)).clamp_(max=1.0)
         return as_tensor(np.stack([sample.image for sample in made])), labels
 
     def source_rows(self, keys: SampleKeys) -> np.ndarray:

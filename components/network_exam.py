@@ -11,7 +11,7 @@ from components.metrics import auroc, pixel_auroc
 from components.network_part import NetworkPart
 from components.params import Params, ViewParams
 from components.prepared import Prepared
-from components.views import test_window
+from components.views import scored_window
 
 TRAINED_ON = ("nsa",)  # what a network has learned to see says little of what it has not
 TOP = 0.01
@@ -29,7 +29,7 @@ class ExamMark:
 
 def part_of(network: MapNetwork, params: Params, view: ViewParams) -> NetworkPart:
     """The network as a part, not yet on any scale."""
-    return NetworkPart(network, TOP if params.nsa.score == "top" else 1.0, test_window(view, params.image.size))
+    return NetworkPart(network, TOP if params.nsa.score == "top" else 1.0, scored_window(view, params.image.size))
 
 
 def examine_network(network: MapNetwork, prepared: Prepared, params: Params, view: ViewParams) -> ExamMark:

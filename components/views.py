@@ -44,7 +44,7 @@ def draw_views(
     return _sampled(images, starts, mirrored, angles, scale, side)
 
 
-def test_window(view: ViewParams, size: int) -> int:
+def scored_window(view: ViewParams, size: int) -> int:
     """Side in pixels of the middle square that is scored of an image of `size` pixels; 0 for the whole image."""
     side = round(view.test * size / BASE)
     return side if side < size else 0
