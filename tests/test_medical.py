@@ -10,12 +10,17 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from components import synthesize
 from components.dataset import list_category
 from components.errors import UserError
-from components.files import digest_tree
+from components.files import digest_tree, write_json
 from components.images import ImageLimits, read_image
 from components.medical import import_lists, to_8_bit
+from components.nsa_settings import load_nsa_params
+from components.params import parse_params, read_preset
+from components.places import Places
 from tests.project import REPOSITORY
+from tests.test_nsa import disc
 
 LIMITS = ImageLimits()
 RAMP = np.linspace(0, 4095, 24 * 20).round().astype(np.uint16).reshape(24, 20)  # 12 bits in 16
@@ -164,3 +169,26 @@ def test_the_command_writes_the_categories_and_says_how_many_images(hospital: Pa
     again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=300)
     assert again.returncode == 1
     assert again.stderr.startswith("flawline: There is already")
+
+
+def test_a_listed_category_goes_through_the_line_with_the_papers_preset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six 12-bit images, bright on a dark ground, to the synthetic samples that training would learn from."""
+    monkeypatch.chdir(tmp_path)
+    Path("scans").mkdir()
+    Path("lists").mkdir()
+    names = [f"{number}.png" for number in range(6)]
+    for number, name in enumerate(names):
+        Image.fromarray((255 - disc(number, 96, 96)[..., 0]).astype(np.uint16) * 16).save(Path("scans") / name)
+    Path("lists/norm_MaleAdultPA_train_curated_list.txt").write_text("\n".join(names))
+    import_lists(Path("scans"), Path("lists"), Path("data"), LIMITS)
+    data = {"root": "data", "categories": ["MaleAdultPA"]}
+    content = read_preset("paper-nsa-medical") | {"data": data, "image": {"size": 96}}
+    params = parse_params(content, "paper-nsa-medical")
+    write_json(Places("MaleAdultPA").validation / "report.json", {"data_digest": "d" * 64})
+    synthesize.main("MaleAdultPA", params)
+    settings, report = load_nsa_params(Places("MaleAdultPA").prepared)
+    assert (settings.background, settings.min_overlap, settings.gradients) == (0, 0.7, "mixed")
+    assert report["samples"]["unchanged_samples"] < 0.5
+    assert 0.005 < report["samples"]["changed_pixels"] < 0.5
