@@ -30,7 +30,7 @@ _THIN = 0.25
 _LOWER_BOUND = 0.03
 _UPPER_BOUNDS = (0.06, 0.4)
 _STEEPNESS = 2.4  # k · x0; the paper's choices lie between 2 and 3
-_MOST_REFUSED = 0.9
+_MOST_UNCHANGED = 0.5  # share of samples; small images alone lose some to the rule of size
 
 _ALL_DERIVED = NsaSection()
 
@@ -136,13 +136,13 @@ def sample_statistics(samples: Sequence[NsaSample]) -> dict[str, float | list[in
 
 
 def sample_warnings(images: Sequence[Prepared], samples: Sequence[NsaSample], category: str) -> list[str]:
-    """Sentences for a person: a category of one image, or one whose patches a rule refuses (nearly) always."""
+    """Sentences for a person: a category of one image, or one whose samples mostly stay unchanged."""
     warnings = []
     if len(images) == 1:
         warnings.append(f"{category} has one good image only, so its patches come from the image they are pasted into.")
     unchanged = float(np.mean([not sample.changed for sample in samples]))
     refused = sum((sample.refused for sample in samples), Counter[str]())
-    if unchanged > 1 - _MOST_REFUSED:
+    if unchanged > _MOST_UNCHANGED:
         tries = sum(sample.tries for sample in samples)
         reasons = [f"the rule '{rule}' refused {count} of {tries} tries" for rule, count in refused.most_common()]
         unseen = sum(not sample.changed and sample.patches > 0 for sample in samples)
@@ -150,7 +150,7 @@ def sample_warnings(images: Sequence[Prepared], samples: Sequence[NsaSample], ca
             reasons.append(f"the patches of {unseen} do not meet the rule '{CHANGE_RULE}'")
         warnings.append(
             f"{unchanged:.0%} of {category}'s synthetic samples stay unchanged: {' and '.join(reasons)}; "
-            "see nsa_sheet.png, and set nsa.background, nsa.tolerance or nsa.mask in params.yaml."
+            "see nsa_sheet.png, and set mask, background, tolerance, height or width in section nsa of params.yaml."
         )
     return warnings
 

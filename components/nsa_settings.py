@@ -67,10 +67,10 @@ def load_nsa_params(
 ) -> tuple[NsaParams, dict[str, Any]]:
     """The settings which the stage synthesize wrote to nsa.json in `folder`, for this method and label; and its report.
 
-    Raises UserError, with the rule, where no sample can be made.
+    Raises UserError, with the rule, where no sample can be made, or all that were made stay unchanged.
     """
     report = read_json(folder / FILE)
-    if report["params"] is None:
+    if report["params"] is None or report["samples"]["unchanged_samples"] == 1:
         raise UserError(" ".join(report["warnings"]))
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in report["params"].items()

@@ -16,7 +16,7 @@ from components.exam import mark
 from components.nsa import CHANGE_RULE, OBJECT_RULE, OVERLAP_RULE, PAPER_SETTINGS, SIZE_RULE, NoPatchError, prepare
 from components.nsa_derive import derive_params
 from components.nsa_settings import load_nsa_params, nsa_params_of, spread
-from components.params import NsaSection, Params, parse_params
+from components.params import NsaSection, Params, parse_params, read_preset
 from components.prepared import load_prepared
 from components.synthesize import main
 from tests.test_nsa import disc, texture
@@ -202,6 +202,8 @@ def test_nothing_but_background_is_warned_of_and_the_exam_goes_on_without(
     assert not change.any()
     assert not masks.any()
     assert (PREPARED / "nsa_sheet.png").is_file()
+    with pytest.raises(UserError, match=OBJECT_RULE):  # to a training there is nothing to learn
+        load_nsa_params(PREPARED)
 
 
 def test_targets_without_an_object_refuse_every_place(stage: Stage) -> None:
@@ -248,3 +250,27 @@ def test_a_category_unknown_to_the_paper_is_refused(stage: Stage) -> None:
     with pytest.raises(UserError, match="The paper has no NSA settings for bolt"):
         stage(DISCS, settings="paper")
     assert not PREPARED.exists()
+
+
+# Presets --------------------------------------------------------------------------------------------------------------
+
+
+def preset(name: str) -> Params:
+    return parse_params({"data": {"root": "data", "categories": ["any"]}, **read_preset(name)}, name)
+
+
+def test_the_papers_preset_is_its_table_and_its_schedule() -> None:
+    params = preset("paper-nsa")
+    for category, row in PAPER_SETTINGS.items():
+        assert nsa_params_of(params.nsa, [], category)[0] == row
+    steps = {category: params.network.steps_of(category, 320) for category in ("bottle", "screw", "tile")}
+    assert steps == {"bottle": 1600, "screw": 2800, "tile": 1600}  # 5 batches of 64 an epoch
+    assert (params.network.object_view.crop, params.network.texture_view.resize) == (224, 264)
+
+
+def test_the_preset_for_x_rays_derives_nothing() -> None:
+    """Lungs on a dark ground: every value is the preset's, with both the mask and mixed gradients."""
+    params, report = nsa_params_of(preset("paper-nsa-medical").nsa, [255 - image for image in DISCS], "MaleAdultPA")
+    assert {entry["from"] for entry in report["values"].values()} == {"override"}
+    assert (report["kind"], params.background, params.tolerance) == ("object", 0, 20)
+    assert (params.gradients, params.min_overlap, params.k, params.x0) == ("mixed", 0.7, 0.5, 4)
