@@ -12,6 +12,8 @@ CELL = 16
 # Earlier levels vary less than deeper ones; these factors, by stride and depth within it, let them count.
 FACTORS: dict[int, tuple[float, ...]] = {4: (2.0,), 8: (2.0,), 16: (1.5, 1.0), 32: (1.0,)}
 RIDGE, RANK = 0.01, 64
+# An image score needs the directions in which whole parts vary; a map is sharper with fewer.
+MAP_RANK = 32
 # Up to so many images, a part that lies at any angle is seen at too few of them.
 FEW, COPIES = 100, 6
 KINDS: tuple[tuple[Layout, Covariance], ...] = (("location", "low-rank"), ("shared", "ridge"))
@@ -33,6 +35,11 @@ def candidates(name: str, encoder: Encoder, size: int, images: int) -> list[Comp
     ]
     turned = [replace(dense[0], copies=COPIES)] if dense and images <= FEW else []
     return [*dense, *turned, pooled(name, (HEAD,))]
+
+
+def for_maps(composition: Composition) -> Composition:
+    """The composition as it serves for the anomaly map."""
+    return replace(composition, rank=min(composition.rank, MAP_RANK))
 
 
 def pooled(name: str, levels: tuple[str, ...]) -> Composition:

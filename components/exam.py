@@ -14,7 +14,7 @@ from torch import Tensor
 
 from components.backbone import Encoder
 from components.copies import geometric_copies
-from components.density import GaussianDensity
+from components.density import GaussianScorer
 from components.detector import Composition, arrange, as_tensor, gaussian_blur, image_scores
 from components.draws import SampleKeys
 from components.metrics import auroc, pixel_auroc
@@ -169,9 +169,8 @@ def _copies_of(composition: Composition, paper: ExamPaper, count: int) -> Sequen
     return tuple(arranged.reshape(-1, count, *arranged.shape[1:])[: composition.copies])
 
 
-def examine(composition: Composition, density: GaussianDensity, paper: ExamPaper) -> Mark:
+def examine(composition: Composition, scorer: GaussianScorer, paper: ExamPaper) -> Mark:
     """Mark a composition whose density was fitted to other images than those which sit the exam."""
-    scorer = density.scorer()
     good = scorer.score(arrange(paper.good, composition))
     samples = {kind: scorer.score(arrange(features, composition)) for kind, features in paper.samples.items()}
     return mark(composition, good, samples, paper.masks)

@@ -138,11 +138,17 @@ class TrainingParams(_Section):
 
 
 class FitParams(_Section):
-    """The density: which compositions of levels and Gaussians sit the exam, and how many of the best are averaged."""
+    """The density: how compositions of levels and Gaussians sit the exam, and how many of the best are averaged.
+
+    folds: of the exam and of cross-fitted scores. margin: by which a trained representation must be better.
+    refit: where there are at most 1000 good images, the densities learn the held-out ones too in the end, and the
+    threshold comes from their cross-fitted scores; without, it is a split-conformal one with its exact guarantee.
+    """
 
     folds: int = Field(4, ge=2)
     best: int = Field(1, ge=1)
     margin: float = Field(0.0, ge=0, lt=1)
+    refit: bool = True
 
 
 class ThresholdParams(_Section):

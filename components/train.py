@@ -91,7 +91,7 @@ def exam_mark(encoder: Encoder, prepared: Prepared, params: Params) -> float:
     rows = prepared.fit_rows[: params.synthesis.exam_images]
     good = extract(encoder, prepared.images, rows, levels)
     paper = held_out_paper(encoder, prepared, levels)
-    marks = [examine(c, c.density().fit(arrange(good, c)), paper).image for c in (first, head)]
+    marks = [examine(c, c.scorer_of(arrange(good, c)), paper).image for c in (first, head)]
     return float(np.mean(marks))
 
 
