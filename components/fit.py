@@ -8,13 +8,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from components.backbone import Encoder, build_encoder, load_encoder
 from components.capsule import Capsule, library_versions, save_capsule
 from components.compositions import candidates
 from components.conformal import guarantee, split_conformal_threshold
-from components.density import GaussianDensity
-from components.detector import Composition, Detector, Part, Scale, arrange, as_tensor, image_scores, levels_of
+from components.density import Density, Scorer
+from components.detector import (
+    Composition,
+    Detector,
+    Part,
+    Scale,
+    activation,
+    arrange,
+    as_tensor,
+    image_scores,
+    levels_of,
+)
+from components.errors import UserError
 from components.exam import (
     BATCH,
     Mark,
@@ -27,6 +39,8 @@ from components.exam import (
     weighed,
 )
 from components.files import read_json
+from components.head import FILE as HEAD_FILE
+from components.head import load_head
 from components.params import Params
 from components.places import Places
 from components.prepared import Prepared, batches, load_prepared
@@ -72,9 +86,10 @@ def main(category: str, params: Params) -> None:
     places = Places(category)
     prepared = load_prepared(places.prepared)
     encoders = load_encoders(places.encoder, params)
-    choice = choose(encoders, prepared, params)
+    heads = load_heads(places.encoder, encoders, category, params)
+    choice = choose({name: encoders[name] for name in heads} or encoders, prepared, params)
     say_if_training_did_not_help(category, choice)
-    detector = fit_detector(choice, encoders, prepared, params)
+    detector = fit_detector(choice, encoders, prepared, params, heads)
     capsule = make_capsule(detector, choice, prepared, params)
     save_capsule(capsule, golden_images(prepared), places.capsule)
 
@@ -85,6 +100,20 @@ def load_encoders(folder: Path, params: Params) -> dict[str, Encoder]:
     if read_json(folder / "training.json")["kept_step"] > 0:
         encoders[TRAINED] = load_encoder(folder)
     return encoders
+
+
+def load_heads(
+    folder: Path, encoders: Mapping[str, Encoder], category: str, params: Params
+) -> dict[str, nn.Sequential]:
+    """The trained head of the encoder that was kept, where `fit.map` needs it; raises UserError where there is none."""
+    if params.fit.map != "gradcam-logit":
+        return {}
+    if not (folder / HEAD_FILE).is_file():
+        raise UserError(
+            f"fit.map gradcam-logit needs a trained head, and none fits what was kept for {category}: set fit.map to "
+            "gradcam, or method and training.head_steps to train one."
+        )
+    return {list(encoders)[-1]: load_head(folder)}
 
 
 def choose(encoders: Mapping[str, Encoder], prepared: Prepared, params: Params) -> Choice:
@@ -105,13 +134,13 @@ def choose(encoders: Mapping[str, Encoder], prepared: Prepared, params: Params) 
 
 def choose_compositions(name: str, encoder: Encoder, prepared: Prepared, params: Params) -> Choice:
     """The best compositions of one encoder for the image score and for the map, by the cross-fitted exam."""
-    family = candidates(name, encoder, params.image.size, len(prepared.fit_rows))
-    copies = max(composition.copies for composition in family)
-    paper = cross_paper(encoder, prepared, levels_of(name, family), params.fit.folds, params.seed, copies)
+    family = candidates(name, encoder, params.image.size, len(prepared.fit_rows), params.fit)
+    most = max(family, key=lambda composition: composition.copies)
+    levels, folds = levels_of(name, family), params.fit.folds
+    paper = cross_paper(encoder, prepared, levels, folds, params.seed, most.copies, most.copy_kind)
     marks = tuple(weighed([cross_examine(composition, paper) for composition in family]))
-    return Choice(
-        tuple(best(marks, params.fit.best, by="image")), tuple(best(marks, params.fit.best, by="pixel")), marks, {}
-    )
+    by_image, by_pixel = (tuple(best(marks, params.fit.best, by=by)) for by in ("image", "pixel"))
+    return Choice(by_image, by_pixel or tuple(c for c in by_image if c.map != "dense"), marks, {})
 
 
 def held_out_mark(encoder: Encoder, compositions: Sequence[Composition], prepared: Prepared) -> float:
@@ -124,8 +153,8 @@ def held_out_mark(encoder: Encoder, compositions: Sequence[Composition], prepare
 @torch.inference_mode()
 def fit_densities(
     compositions: Sequence[Composition], encoders: Mapping[str, Encoder], prepared: Prepared
-) -> dict[Composition, GaussianDensity]:
-    """Fit each composition's Gaussian to the images to learn from; memory is bounded by a batch."""
+) -> dict[Composition, Density]:
+    """Fit each composition's density to the images to learn from, batch by batch."""
     densities = {composition: composition.density() for composition in compositions}
     for rows in batches(prepared.fit_rows, BATCH):
         images = as_tensor(np.ascontiguousarray(prepared.images[rows]))
@@ -145,37 +174,46 @@ def learn_copies(
     encoder: Encoder,
     prepared: Prepared,
     rows: np.ndarray,
-    densities: Mapping[Composition, GaussianDensity],
+    densities: Mapping[Composition, Density],
 ) -> None:
     """Add the copies of the good images `rows` to the densities of those compositions which learn from copies."""
     for composition in compositions:
-        features = extract_copies(encoder, prepared, rows, composition.levels, composition.copies, prepared.seed)
+        features = extract_copies(
+            encoder, prepared, rows, composition.levels, composition.copies, prepared.seed, composition.copy_kind
+        )
         densities[composition].add(arrange(features, composition))
 
 
-def fit_detector(choice: Choice, encoders: Mapping[str, Encoder], prepared: Prepared, params: Params) -> Detector:
+def fit_detector(
+    choice: Choice,
+    encoders: Mapping[str, Encoder],
+    prepared: Prepared,
+    params: Params,
+    heads: Mapping[str, nn.Sequential],
+) -> Detector:
     """Fit the chosen compositions and bring each to the scale of its own scores on held-out good images."""
     needed = {c.encoder: encoders[c.encoder] for c in choice.all}
     densities = fit_densities(choice.all, needed, prepared)
     scorers = {composition: density.scorer() for composition, density in densities.items()}
     distances = held_out_distances(scorers, needed, prepared)
+    activations = held_out_activations({c: scorers[c] for c in choice.map}, needed, heads, prepared)
     parts = [
         Part(
             composition,
             scorers[composition],
             Scale.of(image_scores(values, composition)),
-            Scale.of(values),
+            Scale.of(activations.get(composition, values)),
             composition in choice.image,
             composition in choice.map,
         )
         for composition, values in distances.items()
     ]
-    return Detector(needed, parts, params.image.size, SIGMA * params.image.size / 256)
+    return Detector(needed, parts, params.image.size, SIGMA * params.image.size / 256, heads)
 
 
 @torch.inference_mode()
 def held_out_distances(
-    scorers: Mapping[Composition, Any], encoders: Mapping[str, Encoder], prepared: Prepared
+    scorers: Mapping[Composition, Scorer], encoders: Mapping[str, Encoder], prepared: Prepared
 ) -> dict[Composition, np.ndarray]:
     """Distances (n,) or (n, L) of the held-out good images for each composition."""
     found: dict[Composition, list[np.ndarray]] = {composition: [] for composition in scorers}
@@ -185,6 +223,25 @@ def held_out_distances(
             features = encoder.features(images, levels_of(name, list(scorers)))
             for composition in (c for c in scorers if c.encoder == name):
                 found[composition].append(scorers[composition].score(arrange(features, composition)))
+    return {composition: np.concatenate(pieces) for composition, pieces in found.items()}
+
+
+def held_out_activations(
+    scorers: Mapping[Composition, Scorer],
+    encoders: Mapping[str, Encoder],
+    heads: Mapping[str, nn.Sequential],
+    prepared: Prepared,
+) -> dict[Composition, np.ndarray]:
+    """GradCAM (n, h·w) of the held-out good images for each composition that has it.
+
+    Without the ReLU: where it leaves nothing of the good images, there would be no scale.
+    """
+    found: dict[Composition, list[np.ndarray]] = {c: [] for c in scorers if c.map != "dense"}
+    for rows in batches(prepared.held_out_rows, BATCH):
+        images = as_tensor(np.ascontiguousarray(prepared.images[rows]))
+        for c, pieces in found.items():
+            maps = activation(c, scorers[c], encoders[c.encoder], heads.get(c.encoder), images, rectified=False)
+            pieces.append(maps)
     return {composition: np.concatenate(pieces) for composition, pieces in found.items()}
 
 
