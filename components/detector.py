@@ -88,7 +88,7 @@ class Composition:
 
     @property
     def is_dense(self) -> bool:
-        """Whether it gives an anomaly map."""
+        """Whether its distances are a map themselves."""
         return self.layout != "image"
 
     def density(self) -> Density:
@@ -290,8 +290,13 @@ def activation(
     *,
     rectified: bool = True,
 ) -> np.ndarray:
-    """GradCAM (N, h·w) float32 of uint8 images (N, 3, H, W), of what `composition.map` says; see `gradcam`."""
-    if composition.map == "gradcam-logit" and head is not None:
+    """GradCAM (N, h·w) float32 of uint8 images (N, 3, H, W), of what `composition.map` says; see `gradcam`.
+
+    Raises ValueError where that is the logit of a head and there is none.
+    """
+    if composition.map == "gradcam-logit":
+        if head is None:
+            raise ValueError(f"{composition.name} needs the head of {composition.encoder}")
         levels: tuple[str, ...] = (HEAD,)
 
         def target(features: Mapping[str, Tensor]) -> Tensor:
