@@ -8,13 +8,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from components.backbone import Encoder, build_encoder, load_encoder
 from components.capsule import Capsule, library_versions, save_capsule
 from components.compositions import candidates, for_maps
 from components.conformal import guarantee, split_conformal_threshold
-from components.density import GaussianScorer
-from components.detector import Composition, Detector, Part, Scale, arrange, as_tensor, image_scores, levels_of
+from components.density import Scorer
+from components.detector import (
+    Composition,
+    Detector,
+    Part,
+    Scale,
+    activation,
+    arrange,
+    as_tensor,
+    image_scores,
+    levels_of,
+)
+from components.errors import UserError
 from components.exam import (
     BATCH,
     Mark,
@@ -29,6 +41,8 @@ from components.exam import (
     weighed,
 )
 from components.files import read_json
+from components.head import FILE as HEAD_FILE
+from components.head import load_head
 from components.params import Params
 from components.places import Places
 from components.prepared import Prepared, batches, load_prepared
@@ -75,9 +89,10 @@ def main(category: str, params: Params) -> None:
     places = Places(category)
     prepared = load_prepared(places.prepared)
     encoders = load_encoders(places.encoder, params)
-    choice = choose(encoders, prepared, params)
+    heads = load_heads(places.encoder, encoders, category, params)
+    choice = choose({name: encoders[name] for name in heads} or encoders, prepared, params)
     say_if_training_did_not_help(category, choice)
-    detector, calibration = fit_detector(choice, encoders, prepared, params)
+    detector, calibration = fit_detector(choice, encoders, prepared, params, heads)
     capsule = make_capsule(detector, calibration, choice, prepared, params)
     save_capsule(capsule, golden_images(prepared), places.capsule)
 
@@ -88,6 +103,20 @@ def load_encoders(folder: Path, params: Params) -> dict[str, Encoder]:
     if read_json(folder / "training.json")["kept_step"] > 0:
         encoders[TRAINED] = load_encoder(folder)
     return encoders
+
+
+def load_heads(
+    folder: Path, encoders: Mapping[str, Encoder], category: str, params: Params
+) -> dict[str, nn.Sequential]:
+    """The trained head of the encoder that was kept, where `fit.map` needs it; raises UserError where there is none."""
+    if params.fit.map != "gradcam-logit":
+        return {}
+    if not (folder / HEAD_FILE).is_file():
+        raise UserError(
+            f"fit.map gradcam-logit needs a trained head, and none fits what was kept for {category}: set fit.map to "
+            "gradcam, or method and training.head_steps to train one."
+        )
+    return {list(encoders)[-1]: load_head(folder)}
 
 
 def choose(encoders: Mapping[str, Encoder], prepared: Prepared, params: Params) -> Choice:
@@ -108,12 +137,14 @@ def choose(encoders: Mapping[str, Encoder], prepared: Prepared, params: Params) 
 
 def choose_compositions(name: str, encoder: Encoder, prepared: Prepared, params: Params) -> Choice:
     """The best compositions of one encoder for the image score and for the map, by the cross-fitted exam."""
-    family = candidates(name, encoder, params.image.size, len(prepared.fit_rows))
-    copies = max(composition.copies for composition in family)
-    paper = cross_paper(encoder, prepared, levels_of(name, family), params.fit.folds, params.seed, copies)
+    family = candidates(name, encoder, params.image.size, len(prepared.fit_rows), params.fit)
+    most = max(family, key=lambda composition: composition.copies)
+    levels, folds = levels_of(name, family), params.fit.folds
+    paper = cross_paper(encoder, prepared, levels, folds, params.seed, most.copies, most.copy_kind)
     marks = tuple(weighed([cross_examine(composition, paper) for composition in family]))
-    maps = tuple(for_maps(composition) for composition in best(marks, params.fit.best, by="pixel"))
-    return Choice(tuple(best(marks, params.fit.best, by="image")), maps, marks, {})
+    by_image, by_pixel = (tuple(best(marks, params.fit.best, by=by)) for by in ("image", "pixel"))
+    maps = tuple(for_maps(c) for c in by_pixel) or tuple(c for c in by_image if c.map != "dense")
+    return Choice(by_image, maps, marks, {})
 
 
 def held_out_mark(encoder: Encoder, compositions: Sequence[Composition], prepared: Prepared) -> float:
@@ -126,7 +157,7 @@ def held_out_mark(encoder: Encoder, compositions: Sequence[Composition], prepare
 
 def fit_scorers(
     compositions: Sequence[Composition], encoders: Mapping[str, Encoder], prepared: Prepared
-) -> dict[Composition, GaussianScorer]:
+) -> dict[Composition, Scorer]:
     """Fit each composition's Gaussian to the images to learn from, the quicker way where they are few."""
     if not few_images(prepared):
         return fit_densities(compositions, encoders, prepared)
@@ -147,15 +178,21 @@ def learned(composition: Composition, encoder: Encoder, prepared: Prepared, rows
     own = arrange(extract(encoder, prepared.images, rows, composition.levels), composition)
     if not composition.copies:
         return [own]
-    features = extract_copies(encoder, prepared, rows, composition.levels, composition.copies, prepared.seed)
-    return [own, *arrange(features, composition).reshape(composition.copies, *own.shape)]
+    return [own, *copies_of_rows(composition, encoder, prepared, rows).reshape(composition.copies, *own.shape)]
+
+
+def copies_of_rows(composition: Composition, encoder: Encoder, prepared: Prepared, rows: np.ndarray) -> np.ndarray:
+    """Arranged features of the copies of good images `rows`, all first copies first."""
+    kind, seed = composition.copy_kind, prepared.seed
+    features = extract_copies(encoder, prepared, rows, composition.levels, composition.copies, seed, kind)
+    return arrange(features, composition)
 
 
 @torch.inference_mode()
 def fit_densities(
     compositions: Sequence[Composition], encoders: Mapping[str, Encoder], prepared: Prepared
-) -> dict[Composition, GaussianScorer]:
-    """Fit each composition's Gaussian to the images to learn from; memory is bounded by a batch, not their number."""
+) -> dict[Composition, Scorer]:
+    """Fit each composition's density to the images to learn from; memory is bounded by a batch, not their number."""
     densities = {composition: composition.density() for composition in compositions}
     for rows in batches(prepared.fit_rows, BATCH):
         images = as_tensor(np.ascontiguousarray(prepared.images[rows]))
@@ -164,11 +201,17 @@ def fit_densities(
             features = encoder.features(images, levels_of(name, own)) if own else {}
             for composition in own:
                 densities[composition].add(arrange(features, composition))
+                if composition.copies:
+                    densities[composition].add(copies_of_rows(composition, encoder, prepared, rows))
     return {composition: density.scorer() for composition, density in densities.items()}
 
 
 def fit_detector(
-    choice: Choice, encoders: Mapping[str, Encoder], prepared: Prepared, params: Params
+    choice: Choice,
+    encoders: Mapping[str, Encoder],
+    prepared: Prepared,
+    params: Params,
+    heads: Mapping[str, nn.Sequential],
 ) -> tuple[Detector, np.ndarray]:
     """Fit the chosen compositions; the detector, and the image scores (n,) of the held-out good images.
 
@@ -182,18 +225,19 @@ def fit_detector(
     else:
         scorers = fit_scorers(choice.all, needed, prepared)
         distances = held_out_distances(scorers, needed, prepared)
+    activations = held_out_activations({c: scorers[c] for c in choice.map}, needed, heads, prepared)
     parts = [
         Part(
             composition,
             scorers[composition],
             Scale.of(image_scores(values, composition)),
-            Scale.of(values),
+            Scale.of(activations.get(composition, values)),
             composition in choice.image,
             composition in choice.map,
         )
         for composition, values in distances.items()
     ]
-    detector = Detector(needed, parts, params.image.size, SIGMA * params.image.size / 256)
+    detector = Detector(needed, parts, params.image.size, SIGMA * params.image.size / 256, heads)
     return detector, calibration_scores(parts, distances)
 
 
@@ -203,9 +247,7 @@ def learns_held_out(prepared: Prepared, params: Params) -> bool:
 
 
 @torch.inference_mode()
-def fit_to_all(
-    composition: Composition, encoder: Encoder, prepared: Prepared, folds: int
-) -> tuple[GaussianScorer, np.ndarray]:
+def fit_to_all(composition: Composition, encoder: Encoder, prepared: Prepared, folds: int) -> tuple[Scorer, np.ndarray]:
     """A scorer that has learned all good images, and cross-fitted distances (n,) or (n, L) of the held-out ones.
 
     Each held-out image is scored by a density of all good images but those of its fold (cross-conformal prediction:
@@ -225,7 +267,7 @@ def fit_to_all(
 
 @torch.inference_mode()
 def held_out_distances(
-    scorers: Mapping[Composition, GaussianScorer], encoders: Mapping[str, Encoder], prepared: Prepared
+    scorers: Mapping[Composition, Scorer], encoders: Mapping[str, Encoder], prepared: Prepared
 ) -> dict[Composition, np.ndarray]:
     """Distances (n,) or (n, L) of the held-out good images for each composition; memory is bounded by a batch."""
     found: dict[Composition, list[np.ndarray]] = {composition: [] for composition in scorers}
@@ -235,6 +277,25 @@ def held_out_distances(
             features = encoder.features(images, levels_of(name, list(scorers)))
             for composition in (c for c in scorers if c.encoder == name):
                 found[composition].append(scorers[composition].score(arrange(features, composition)))
+    return {composition: np.concatenate(pieces) for composition, pieces in found.items()}
+
+
+def held_out_activations(
+    scorers: Mapping[Composition, Scorer],
+    encoders: Mapping[str, Encoder],
+    heads: Mapping[str, nn.Sequential],
+    prepared: Prepared,
+) -> dict[Composition, np.ndarray]:
+    """GradCAM (n, h·w) of the held-out good images for each composition that has it.
+
+    Without the ReLU: where it leaves nothing of the good images, there would be no scale.
+    """
+    found: dict[Composition, list[np.ndarray]] = {c: [] for c in scorers if c.map != "dense"}
+    for rows in batches(prepared.held_out_rows, BATCH):
+        images = as_tensor(np.ascontiguousarray(prepared.images[rows]))
+        for c, pieces in found.items():
+            maps = activation(c, scorers[c], encoders[c.encoder], heads.get(c.encoder), images, rectified=False)
+            pieces.append(maps)
     return {composition: np.concatenate(pieces) for composition, pieces in found.items()}
 
 
