@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from components.backbone import Encoder
@@ -109,14 +109,7 @@ class MapLearner(Learner):
         """The encoder and the decoder as they are."""
         return MapNetwork(self.encoder, self.head)
 
-    def run(self, listen: Listener) -> Encoder:
-        """Train to the end; the network, in evaluation mode, has the best mark's weights then."""
-        encoder = super().run(listen)
-        self.head.load_state_dict(self.kept_head)
-        self.head.to("cpu").eval()
-        return encoder
-
-    def make_head(self) -> nn.Module:
+    def make_head(self) -> Decoder:
         """The decoder."""
         return build_decoder(self.encoder, self.shape.strides, self.shape.reduction, self.shape.widths, self.seed)
 

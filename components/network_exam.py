@@ -35,7 +35,7 @@ def part_of(network: MapNetwork, params: Params, view: ViewParams) -> NetworkPar
 def examine_network(network: MapNetwork, prepared: Prepared, params: Params, view: ViewParams) -> ExamMark:
     """Mark the network alone, in training; its scale does not matter."""
     part = part_of(network, params, view)
-    return examine_detector(Detector({}, [], params.image.size, 0.0, [part]), prepared)
+    return examine_detector(Detector({}, [], params.image.size, 0.0, networks=[part]), prepared)
 
 
 def examine_detector(detector: Detector, prepared: Prepared) -> ExamMark:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from components.backbone import Encoder, build_encoder, save_encoder
 from components.checkpoint import drop_checkpoint
@@ -18,6 +19,7 @@ from components.errors import UserError
 from components.exam import examine, extract, held_out_paper
 from components.files import new_directory, write_json, write_text
 from components.fingerprint import experiment_identity, open_category_run
+from components.head import save_head
 from components.learner import Learner, Progress
 from components.map_learner import MapLearner, MapTask
 from components.methods import GENERATORS, NSA_GDE, encoder_method, serves_network, trains_network
@@ -43,7 +45,7 @@ def main(category: str, params: Params) -> None:
     prepared = load_prepared(places.prepared)
     encoder = build_encoder(params.backbone, params.seed)
     checkpoint = places.checkpoint / experiment_identity(category, params)[:16]
-    encoder, progress = train(encoder, prepared, params, checkpoint)
+    encoder, head, progress = train(encoder, prepared, params, checkpoint)
     learner = None
     if trains_network(params.method):
         learner = network_learner(prepared, params, checkpoint)
@@ -52,15 +54,20 @@ def main(category: str, params: Params) -> None:
             encoder = learner.encoder
         progress = progress if progress.step else learner.progress
     say_if_it_did_not_help(category, progress)
-    write_outputs(places.encoder, encoder, progress, params, learner)
+    write_outputs(places.encoder, encoder, head, progress, params, learner)
     drop_checkpoint(places.checkpoint)
 
 
-def train(encoder: Encoder, prepared: Prepared, params: Params, checkpoint: Path) -> tuple[Encoder, Progress]:
-    """Train `encoder` as `params.method` says, live in MLflow; without a task it comes back as it is."""
+def train(
+    encoder: Encoder, prepared: Prepared, params: Params, checkpoint: Path
+) -> tuple[Encoder, nn.Sequential | None, Progress]:
+    """Train `encoder` as `params.method` says, live in MLflow; without a task it comes back as it is.
+
+    Returns the encoder, the projection head that was trained on its features, if there is one, and the progress.
+    """
     task = task_of(encoder_method(params.method), params.synthesis)
     if task is None or params.training.head_steps + params.training.steps == 0:
-        return encoder, Progress()
+        return encoder, None, Progress()
     learner = Learner(
         encoder,
         task,
@@ -72,7 +79,9 @@ def train(encoder: Encoder, prepared: Prepared, params: Params, checkpoint: Path
         examiner=lambda trained: exam_mark(trained, prepared, params),
         checkpoint=checkpoint,
     )
-    return run_live(learner, prepared.category, params, "train"), learner.progress
+    encoder = run_live(learner, prepared.category, params, "train")
+    assert isinstance(learner.head, nn.Sequential)
+    return encoder, learner.head if learner.kept_head else None, learner.progress
 
 
 def run_live(learner: Learner, category: str, params: Params, name: str) -> Encoder:
@@ -144,16 +153,26 @@ def exam_mark(encoder: Encoder, prepared: Prepared, params: Params) -> float:
     rows = prepared.fit_rows[: params.synthesis.exam_images]
     good = extract(encoder, prepared.images, rows, levels)
     paper = held_out_paper(encoder, prepared, levels)
-    marks = [examine(c, c.density().fit(arrange(good, c)), paper).image for c in (first, head)]
+    marks = [examine(c, c.scorer_of(arrange(good, c)), paper).image for c in (first, head)]
     return float(np.mean(marks))
 
 
 def write_outputs(
-    folder: Path, encoder: Encoder, progress: Progress, params: Params, learner: MapLearner | None = None
+    folder: Path,
+    encoder: Encoder,
+    head: nn.Sequential | None,
+    progress: Progress,
+    params: Params,
+    learner: MapLearner | None = None,
 ) -> None:
-    """Write encoder.safetensors, encoder.json, history.csv and training.json, and the network's own, all or none."""
+    """Write encoder.safetensors, encoder.json, head.safetensors (if any), history.csv and training.json, or none.
+
+    The network of `learner` goes into a folder of its own, with its own history.csv and training.json.
+    """
     with new_directory(folder) as beside:
         save_encoder(encoder, beside)
+        if head is not None:
+            save_head(head, beside)
         write_text(beside / "history.csv", history_csv(progress.history))
         write_json(beside / "training.json", training_summary(progress, params))
         if learner and serves_network(params.method):

@@ -15,7 +15,7 @@ from components.decoder import MapNetwork, build_decoder
 from components.detector import Composition, Detector, Part, Scale, arrange, as_tensor
 from components.errors import UserError
 from components.network_exam import examine_detector, part_of
-from components.network_fit import calibrated, with_network
+from components.network_fit import Baseline, calibrated, with_network
 from components.network_part import NetworkPart
 from components.params import BackboneParams, Params, ViewParams, parse_params
 from components.prepared import Prepared
@@ -112,7 +112,9 @@ def test_a_score_does_not_overflow() -> None:
 
 
 def test_calibrated_scores_of_held_out_good_images_have_mean_0_and_deviation_1(prepared: Prepared) -> None:
-    scores, maps = calibrated(part(), prepared).score(as_tensor(np.asarray(prepared.images[8:])))
+    network, own = calibrated(part(), prepared)
+    scores, maps = network.score(as_tensor(np.asarray(prepared.images[8:])))
+    np.testing.assert_allclose(own, scores, atol=1e-5)
     assert scores.mean() == pytest.approx(0, abs=1e-4)
     assert scores.std() == pytest.approx(1, abs=1e-3)
     assert maps.shape == (4, 1, SIZE, SIZE)
@@ -122,8 +124,8 @@ def test_calibrated_scores_of_held_out_good_images_have_mean_0_and_deviation_1(p
 
 def test_a_detector_averages_the_network_with_its_compositions(prepared: Prepared, baseline: Detector) -> None:
     images = np.asarray(prepared.exam_images[0, :3])
-    network = calibrated(part(), prepared)
-    both = Detector(baseline.encoders, baseline.parts, SIZE, 0.0, [network])
+    network, _ = calibrated(part(), prepared)
+    both = Detector(baseline.encoders, baseline.parts, SIZE, 0.0, networks=[network])
     scores, maps = both.score(images)
     alone_scores, alone_maps = baseline.score(images)
     own_scores, own_maps = network.score(as_tensor(images))
@@ -132,21 +134,24 @@ def test_a_detector_averages_the_network_with_its_compositions(prepared: Prepare
 
 
 def test_the_exam_of_a_detector_leaves_out_the_kind_that_networks_learn_from(prepared: Prepared) -> None:
-    mark = examine_detector(Detector({}, [], SIZE, 0.0, [part()]), prepared)
+    mark = examine_detector(Detector({}, [], SIZE, 0.0, networks=[part()]), prepared)
     assert (mark.image, mark.pixel) == (1.0, 1.0)
     assert set(mark.by_kind) == {"cutpaste", "cutout"}
-    assert examine_detector(Detector({}, [], SIZE, 0.0, [part(-1.0)]), prepared).image == 0.0
+    assert examine_detector(Detector({}, [], SIZE, 0.0, networks=[part(-1.0)]), prepared).image == 0.0
 
 
 def test_a_network_that_helps_serves_alone_or_in_the_mean(
     prepared: Prepared, baseline: Detector, capsys: pytest.CaptureFixture[str]
 ) -> None:
     network: Any = BrightPixels()
-    found, selection = with_network(baseline, network, prepared, params(), ViewParams(), "pretrained")
+    without = Baseline("pretrained", baseline, np.arange(4.0), baseline)
+    found, own, selection = with_network(without, network, prepared, params(), ViewParams())
+    np.testing.assert_allclose(own, found.score(np.asarray(prepared.images[8:]))[0], atol=1e-4)
     assert (len(found.parts), len(found.networks)) == (0, 1)
     assert selection["encoder"] == "network"
     hybrid = params(method="nsa-cutpaste")
-    found, selection = with_network(baseline, network, prepared, hybrid, ViewParams(), "trained")
+    found, together, selection = with_network(replace(without, name="trained"), network, prepared, hybrid, ViewParams())
+    np.testing.assert_allclose(together, (np.arange(4.0) + own) / 2, atol=1e-5)
     assert (len(found.parts), len(found.networks)) == (1, 1)
     assert selection["encoder"] == "trained + network"
     assert set(selection["held_out_marks"]) == {"trained", "trained + network"}
@@ -159,7 +164,9 @@ def test_a_network_that_is_worse_is_named_and_serves_only_where_it_shall(
 ) -> None:
     network: Any = BrightPixels(-1.0)
     asked = params(network={"keep": keep})
-    found, selection = with_network(baseline, network, prepared, asked, ViewParams(), "pretrained")
+    without = Baseline("pretrained", baseline, np.arange(4.0), baseline)
+    found, scores, selection = with_network(without, network, prepared, asked, ViewParams())
+    assert (scores is without.calibration) == (keep == "exam")
     assert "Training nsa-logistic did not help on bolt" in capsys.readouterr().err
     assert selection["encoder"] == ("pretrained" if keep == "exam" else "network")
     assert (found is baseline) == (keep == "exam")
@@ -177,8 +184,8 @@ def test_the_part_follows_the_parameters() -> None:
 def written(prepared: Prepared, baseline: Detector, tmp_path_factory: pytest.TempPathFactory) -> tuple[Capsule, Path]:
     encoder = build_encoder(TINY, 1)
     network = MapNetwork(encoder, build_decoder(encoder, (8, 4), (8,), (8, 4), 1)).eval()
-    own = calibrated(NetworkPart(network, 0.05, 28), prepared)
-    detector = Detector(baseline.encoders, baseline.parts, SIZE, 0.0, [own])
+    own, _ = calibrated(NetworkPart(network, 0.05, 28), prepared)
+    detector = Detector(baseline.encoders, baseline.parts, SIZE, 0.0, networks=[own])
     capsule = Capsule("bolt", "nsa-cutpaste", detector, 1.0, np.zeros(4, np.float32), {}, {"data_digest": "d"})
     folder = tmp_path_factory.mktemp("capsule") / "capsule"
     save_capsule(capsule, np.asarray(prepared.images[:3]), folder)
