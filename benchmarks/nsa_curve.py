@@ -1,0 +1,142 @@
+"""What more steps would bring NSA's network: exam AUROC against steps, steps per second, and the paper's schedule.
+
+    python -m benchmarks.nsa_curve --data ../shared/data --out benchmarks/results/nsa_curve.json
+
+A row is a mark of the training: the mean AUROC, of image and of pixel, on held-out images of the kinds of synthetic
+defects that the network was not trained on. Categories that the file has already are kept, and a training that was cut
+short goes on from its last checkpoint. Test images are not looked at.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import print_table, write_results
+from benchmarks.methods import CATEGORIES, working_in
+from components import synthesize, train, validate
+from components.network_exam import ExamMark, examine_network
+from components.nsa_settings import load_nsa_params
+from components.params import NetworkParams, Params, parse_params, read_preset
+from components.places import Places
+from components.prepared import Prepared, load_prepared
+from components.runtime import use_threads
+from components.views import view_of
+
+
+def main() -> None:
+    """Train on each category that the file does not have, and write the file after each."""
+    arguments = parse_arguments()
+    rows = list(json.loads(arguments.out.read_text())["rows"]) if arguments.out.is_file() else []
+    for category in arguments.categories:
+        name = Path(category).name
+        if any((row["category"], row["method"]) == (name, arguments.method) for row in rows):
+            continue
+        params = make_params(arguments, category)
+        with working_in(arguments.work.resolve() / f"{name}-{arguments.method}-{arguments.steps}"):
+            rows += measure(name, params)
+        write_results(arguments.out, rows)
+    print_table(rows)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds the categories")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file; categories it has are kept")
+    parser.add_argument("--work", type=Path, default=Path(".flawline/benchmarks/nsa-curve"), help="folder for the runs")
+    parser.add_argument("--preset", default="cpu")
+    parser.add_argument("--method", default="nsa-logistic")
+    parser.add_argument("--categories", nargs="+", default=list(CATEGORIES))
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--marks", type=int, default=6, help="how often the exam is sat")
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args()
+
+
+def make_params(arguments: argparse.Namespace, category: str) -> Params:
+    """The preset with this method and so many steps, and a mark after every part of them."""
+    path = (arguments.data / category).resolve()
+    content = read_preset(arguments.preset)
+    schedule = {"steps": arguments.steps, "epochs": 0, "exam_steps": max(1, arguments.steps // arguments.marks)}
+    content |= {
+        "method": arguments.method,
+        "threads": arguments.threads,
+        "data": {"root": str(path.parent), "categories": [path.name]},
+        "network": content.get("network", {}) | schedule,
+    }
+    return parse_params(content, f"preset {arguments.preset}")
+
+
+def measure(category: str, params: Params) -> list[dict[str, Any]]:
+    """Train in the current folder; one row a mark."""
+    use_threads(params.threads)
+    places = Places(category)
+    if not places.prepared.exists():
+        for stage in (validate, synthesize):
+            stage.main(category, params)
+    prepared = load_prepared(places.prepared)
+    learner = train.network_learner(prepared, params, places.checkpoint)
+    found: dict[int, ExamMark] = {}
+    clock = Clock()
+    view = view_of(params.network, load_nsa_params(places.prepared)[1]["kind"], category)
+
+    def listen(step: int, values: dict[str, float]) -> None:
+        if "exam" in values:
+            learner.head.eval()
+            found[step] = examine_network(learner.network, prepared, params, view)
+            learner.head.train()
+            clock.pause()
+        else:
+            clock.tick()
+
+    learner.run(listen)
+    paper_steps, paper_samples = paper_schedule(category, prepared)
+    return [
+        {
+            "category": category,
+            "method": params.method,
+            "step": step,
+            "samples": step * params.network.batch,
+            "exam_image_auroc": round(mark, 4),
+            "exam_pixel_auroc": round(found[step].pixel, 4) if step in found else None,
+            "steps_per_s": round(clock.rate, 3),
+            "samples_per_s": round(clock.rate * params.network.batch, 1),
+            "paper_steps": paper_steps,
+            "paper_samples": paper_samples,
+        }
+        for step, mark in sorted(learner.progress.marks.items())
+    ]
+
+
+class Clock:
+    """Steps per second, without the exams between them."""
+
+    def __init__(self) -> None:
+        self.steps, self.seconds, self.last = 0, 0.0, time.perf_counter()
+
+    def tick(self) -> None:
+        """A step has ended."""
+        now = time.perf_counter()
+        self.steps, self.seconds, self.last = self.steps + 1, self.seconds + now - self.last, now
+
+    def pause(self) -> None:
+        """Something else has ended that does not count."""
+        self.last = time.perf_counter()
+
+    @property
+    def rate(self) -> float:
+        """Steps per second so far; 0 where none was done."""
+        return self.steps / self.seconds if self.seconds else 0.0
+
+
+def paper_schedule(category: str, prepared: Prepared) -> tuple[int, int]:
+    """Steps and samples of the paper's training on all good images of the category: its epochs, batches of 64."""
+    network = NetworkParams.model_validate(read_preset("paper-nsa")["network"])
+    steps = network.steps_of(category, len(prepared.names))
+    return steps, network.epochs_of.get(category, network.epochs) * len(prepared.names)
+
+
+if __name__ == "__main__":
+    main()
