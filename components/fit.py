@@ -51,7 +51,7 @@ from components.stage import run_stage
 
 PRETRAINED, TRAINED = "pretrained", "trained"
 # What the capsule says it was made with: no more than this stage's params in dvc.yaml, or its bytes would grow stale.
-MAKING = ("method", "seed", "threads", "image", "synthesis", "backbone", "training", "fit", "threshold")
+MAKING = ("method", "seed", "threads", "image", "synthesis", "backbone", "training", "patch", "fit", "threshold")
 GOLDEN = 4
 HELD_MOST = 1000  # good images whose features are held in memory: half a GiB at 256 px
 SIGMA = 2.0  # of the receptive field's Gaussian, in 1/256 of the image's side
