@@ -63,6 +63,13 @@ class Project:
         """`dvc ARGUMENTS`."""
         return self.run("-m", "dvc", *arguments)
 
+    def git(self, *arguments: str) -> str:
+        """What `git ARGUMENTS` prints, without the last newline; an error if it fails."""
+        done = subprocess.run(
+            ["git", *arguments], cwd=self.folder, env=dict(self.environment), capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
     def stage(
         self, name: str, category: str, before: Callable[[], None] | None = None
     ) -> subprocess.CompletedProcess[str]:
