@@ -18,7 +18,7 @@ from components import data_version
 from components.data_version import Difference, Placement
 from components.dataset import ImageRecord, check_category_name
 from components.errors import UserError
-from components.params import Params, load_params
+from components.params import DataParams, Params, load_params
 from flows import git
 from flows.dvc_project import open_project, writing
 from flows.git import BusyError
@@ -53,12 +53,20 @@ class Committed:
     message: str
 
 
-def commit_images(category: str, records: Sequence[ImageRecord], *, note: str = "", validate: bool = True) -> Committed:
+def commit_images(
+    category: str,
+    records: Sequence[ImageRecord],
+    *,
+    root: str | None = None,
+    note: str = "",
+    validate: bool = True,
+) -> Committed:
     """Copy images into `data.root/CATEGORY` and commit what then lies there as one new version.
 
     records: the images, with the names they ask for (`data_version.good_images(paths)` for good training images).
         Images with the same bytes as one of the version are duplicates: they are not copied. Where a name is taken by
         other content, the new one gets a part of its digest. Masks go with their images.
+    root: the folder of the categories, if it is to be another than `data.root`: it becomes that.
     note: a second paragraph for the commit's message.
     validate: decode every image first; without, the caller has done so.
 
@@ -70,7 +78,7 @@ def commit_images(category: str, records: Sequence[ImageRecord], *, note: str = 
     `flows.git.BusyError` where a lock of git or DVC is held, or a stage reads the folder: then try again later.
     Safe to repeat after any failure or kill.
     """
-    params = load_params()
+    params = _params_with(category, root)
     folder = category_folder(category, params)
     git.check_committable()
     with _one_writer(category), open_project() as repo:
@@ -95,12 +103,12 @@ def commit_images(category: str, records: Sequence[ImageRecord], *, note: str = 
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def commit_folder(category: str, *, note: str = "") -> Committed:
+def commit_folder(category: str, *, root: str | None = None, note: str = "") -> Committed:
     """Commit what lies in `data.root/CATEGORY` as a new version, with all that was added, removed or changed by hand.
 
     Every image that the present version does not hold is decoded first. Raises as `commit_images`.
     """
-    params = load_params()
+    params = _params_with(category, root)
     folder = category_folder(category, params)
     git.check_committable()
     with _one_writer(category), open_project() as repo:
@@ -135,12 +143,13 @@ def digest_at(revision: str, path: Path) -> str | None:
     return recorded_digest(content) if content is not None else None
 
 
-def recorded_digest(content: bytes) -> str:
-    """The digest of the one output that a `.dvc` file names; UserError if it has none."""
+def recorded_digest(content: bytes) -> str | None:
+    """The digest of the folder that a `.dvc` file names; None if it is of another kind or damaged."""
     try:
-        return str(yaml.safe_load(content)["outs"][0]["md5"])
-    except (yaml.YAMLError, LookupError, TypeError) as error:
-        raise UserError("A .dvc file names no MD5 of its data: restore it from git.") from error
+        digest = yaml.safe_load(content)["outs"][0]["md5"]
+    except (yaml.YAMLError, LookupError, TypeError):
+        return None
+    return digest if isinstance(digest, str) and digest.endswith(".dir") else None
 
 
 def read_manifest(repo: Any, digest: str) -> dict[str, str] | None:
@@ -218,12 +227,12 @@ def _commit(
     path = dvc_file(category, params)
     repo.add(os.fspath(category_folder(category, params)))
     digest = recorded_digest(path.read_bytes())
-    manifest = read_manifest(repo, digest)
-    if manifest is None:
+    manifest = read_manifest(repo, digest) if digest else None
+    if digest is None or manifest is None:
         raise UserError(f"DVC's cache lost the version of {category} that was just added: is the disk full?")
     difference = data_version.compare(version, manifest)
     is_new = digest != digest_at("HEAD", path)
-    files = [path.as_posix(), (path.parent / ".gitignore").as_posix(), *_enter_category(category, params)]
+    files = [path.as_posix(), (path.parent / ".gitignore").as_posix(), *_write_params(params)]
     if is_new:
         message = f"Data of {category}: {data_version.count_words(difference, manifest)}"
         commit = git.commit(files, f"{message}\n\n{note}".strip())
@@ -233,10 +242,20 @@ def _commit(
     return Committed(category, commit, digest, is_new, difference, tuple(placements), counts, message)
 
 
-def _enter_category(category: str, params: Params) -> list[str]:
-    """Enter a new category into params.yaml; the file is to be committed if it held no other change."""
-    if category in params.data.categories:
+def _params_with(category: str, root: str | None) -> Params:
+    """The parameters, with `root` as data.root and all categories in it, and `category` among them."""
+    params = load_params()
+    known = params.data.categories
+    if root is not None and Path(root) != Path(params.data.root):
+        known = tuple(path.parents[1].name for path in sorted(Path(root).glob("*/train/good")))
+    data = DataParams(root=root or params.data.root, categories=tuple(dict.fromkeys([*known, category])))
+    return params.model_copy(update={"data": data})
+
+
+def _write_params(params: Params) -> list[str]:
+    """Write where the data are into params.yaml if that is new; it is committed too if it held no other change."""
+    if load_params().data == params.data:
         return []
     was_clean = git.is_unchanged(PARAMS)
-    edit_params(values={"data.categories": [*params.data.categories, category]})
+    edit_params(values={"data.root": params.data.root, "data.categories": list(params.data.categories)})
     return [PARAMS] if was_clean else []
