@@ -28,7 +28,7 @@ class Placement:
         record: the image as it was offered; `record.name` is the name it asked for.
         name: its name inside the category: that of its twin where it is a duplicate.
         is_new: False where the version, or an earlier image of the same offer, has the same bytes.
-        is_there: whether its file lies in the folder already: a duplicate, or left by a run that was cut short.
+        is_there: whether nothing is to be copied: a duplicate, or a file that a run which was cut short left there.
     """
 
     record: ImageRecord

@@ -24,11 +24,13 @@ def shown_objects(difference: Difference, old: Manifest, new: Manifest) -> list[
     removed = [(old[name], name, "removed") for name in difference.removed]
     added = [(new[name], name, "added") for name in difference.added]
     kinds = [kind for kind in (changed, removed, added) if kind]
-    share = MAX_SHOWN // max(1, len(kinds)) // 2 * 2  # even, so that before and after stay together
+    share = MAX_SHOWN // max(1, len(kinds))  # 48, 24 or 16
     spare = MAX_SHOWN - sum(min(share, len(kind)) for kind in kinds)
     pictures = []
     for kind in kinds:
-        extra = min(spare, max(0, len(kind) - share)) // 2 * 2
+        extra = min(spare, max(0, len(kind) - share))
+        if kind is changed:
+            extra -= extra % 2  # before and after stay together
         pictures += kind[: share + extra]
         spare -= extra
     return pictures
