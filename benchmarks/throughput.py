@@ -1,13 +1,18 @@
-"""Samples per second of the synthetic defects, against the same written the usual way with PIL and torchvision.
+"""Samples per second of the synthetic defects, of training and of scoring, each against what it is measured by.
 
 `python -m benchmarks.throughput --data DIR --out FILE.json`: rows of name, ours_per_s, reference_per_s, ratio. DIR is
 a category or a folder of categories, of which images are taken in turns; without it, images are generated. One thread,
 images of 256 px; both sides take turns, each rate is the median over the turns of samples per second of CPU time, so
-that a busy machine does not blur it. A 3-way sample is a triple. Ours makes masks too, the usual way does not.
+that a busy machine does not blur it.
+
+The synthetic defects are compared with the same written the usual way with PIL and torchvision; a 3-way sample is a
+triple; ours makes masks too, the usual way does not. The training loop is compared with its own forward, backward and
+step on batches that are ready, and scoring (image scores and anomaly maps) with the bare backbone's pooled features.
 """
 
 import argparse
 import math
+import os
 import random
 import statistics
 import time
@@ -22,12 +27,19 @@ from PIL import Image
 from torchvision.transforms import ColorJitter
 
 from benchmarks.common import print_table, write_results
+from components.backbone import build_encoder
+from components.compositions import candidates, for_maps
 from components.cutpaste import cutpaste, scar, three_way
 from components.dataset import image_files
+from components.detector import Detector, Part, Scale, arrange, as_tensor
 from components.draws import SampleKeys
 from components.errors import UserError
 from components.images import ImageLimits, read_image, resize_image
+from components.learner import Learner, Progress
+from components.params import BackboneParams, SynthesisParams, TrainingParams
+from components.tasks import task_of
 
+SCORED, STEPS = 16, 2
 SIDE, BATCH = 256, 32  # the paper trains the 3-way task with 96 images, that is 32 triples
 
 
@@ -50,6 +62,7 @@ def main() -> None:
     images = list(islice(read_images(arguments.data) if arguments.data else generated_images(), BATCH))
     torch.set_num_threads(1)
     rows = [compare(case, arguments.repeats) for case in synthesis_cases(images)]
+    rows += [compare(case, max(3, arguments.repeats // 5)) for case in (training_case(images), scoring_case(images))]
     print_table(rows)
     write_results(arguments.out, rows)
 
@@ -100,6 +113,66 @@ def synthesis_cases(images: list[np.ndarray]) -> list[Case]:
         Case("scar", len(images), lambda: scar(batch, keys), lambda: [usual.scar(p) for p in pictures]),
         Case("3-way", len(images), lambda: three_way(batch, keys), lambda: [usual.three_way(p) for p in pictures]),
     ]
+
+
+def training_case(images: list[np.ndarray]) -> Case:
+    """Steps of fine-tuning on 3-way batches, against the same loop on a batch that is ready."""
+    usual, ready = make_learner(images, Learner), make_learner(images, ReadyLearner)
+
+    def train(learner: Learner) -> None:
+        learner.progress = Progress()
+        learner.run(lambda step, values: None)
+
+    return Case("training loop", STEPS, lambda: train(usual), lambda: train(ready))
+
+
+class ReadyLearner(Learner):
+    """A learner that makes its first batch only, and takes it again and again."""
+
+    made: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same for each step."""
+        self.made = self.made or super().batch(0)
+        return self.made
+
+
+def make_learner(images: list[np.ndarray], kind: type[Learner]) -> Learner:
+    """A learner of the 3-way task that leaves no checkpoint and sits no exam worth the name."""
+    params = TrainingParams(steps=STEPS, optimizer="adam", batch=4, exam_steps=STEPS, checkpoint_steps=10 * STEPS)
+    task = task_of("cutpaste-3way", SynthesisParams())
+    assert task is not None
+    return kind(
+        build_encoder(BackboneParams(), 0),
+        task,
+        np.stack(images),
+        np.arange(len(images)),
+        params,
+        seed=0,
+        category="throughput",
+        examiner=lambda encoder: 0.0,
+        checkpoint=Path(os.devnull) / "none",
+    )
+
+
+def scoring_case(images: list[np.ndarray]) -> Case:
+    """Scores and maps of the default family's first composition, against the backbone's pooled features."""
+    encoder = build_encoder(BackboneParams(), 0)
+    batch = np.stack(images[:SCORED])
+    image = candidates("pretrained", encoder, SIDE, len(batch))[0]
+    with torch.inference_mode():
+        features = arrange(encoder.features(as_tensor(batch), image.levels), image)
+    parts = [
+        Part(c, c.scorer_of(features), Scale(0, 1), Scale(0, 1), c is image, c is not image)
+        for c in (image, for_maps(image))
+    ]
+    detector = Detector({"pretrained": encoder}, parts, SIDE, 2.0)
+
+    @torch.inference_mode()
+    def bare() -> torch.Tensor:
+        return encoder(as_tensor(batch))
+
+    return Case("scoring", len(batch), lambda: detector.score(batch), bare)
 
 
 class UsualWay:

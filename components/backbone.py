@@ -51,7 +51,8 @@ class Encoder(nn.Module):
         spec: what it is.
         levels: the names it knows, shallow to deep, ending with "head".
         strides: pixels of the image per cell, for every block.
-        width: dimension of the "head" feature.
+        widths: channels of every block, and the dimension of the "head" feature.
+        width: the latter.
     """
 
     mean: Tensor
@@ -66,7 +67,8 @@ class Encoder(nn.Module):
         self._wanted: dict[str, Tensor] = {}
         self._last: str | None = None
         self.levels = (*self._watch_blocks(), HEAD)
-        self.strides, self.width = self._measured()
+        self.strides, self.widths = self._measured()
+        self.width = self.widths[HEAD]
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -120,8 +122,13 @@ class Encoder(nn.Module):
         if unknown or not levels:
             raise UserError(f"{self.spec.name} has no level {unknown}: choose from {', '.join(self.levels)}.")
 
-    def _measured(self) -> tuple[dict[str, int], int]:
-        """The stride of every block, in pixels of the image, and the dimension of the pooled feature."""
+    @property
+    def blocks(self) -> dict[str, nn.Module]:
+        """The modules whose outputs the levels but "head" are."""
+        return dict(zip(self.levels, _blocks(self.body), strict=False))
+
+    def _measured(self) -> tuple[dict[str, int], dict[str, int]]:
+        """The stride of every block, in pixels of the image, and the dimension of every level."""
         was_training = self.body.training
         self.body.eval()
         try:
@@ -132,7 +139,8 @@ class Encoder(nn.Module):
         if any(found[level].ndim != 4 for level in self.levels[:-1]):
             raise UserError(f"The blocks of {self.spec.name} give no maps: choose a convolutional backbone.")
         self.body.train(was_training)
-        return {level: PROBE // found[level].shape[-1] for level in self.levels[:-1]}, found[HEAD].shape[1]
+        strides = {level: PROBE // found[level].shape[-1] for level in self.levels[:-1]}
+        return strides, {level: found[level].shape[1] for level in self.levels}
 
 
 class _DeepestReachedError(Exception):

@@ -18,10 +18,11 @@ from safetensors.numpy import load_file, save
 
 from components import conformal
 from components.backbone import load_encoder, save_encoder
-from components.density import GaussianScorer
 from components.detector import Composition, Detector, Part, Scale
 from components.errors import UserError
 from components.files import digest_of, new_directory, read_json, sha256_file, write_bytes, write_json
+from components.head import FILE as HEAD_FILE
+from components.head import load_head, save_head
 
 FORMAT = 1
 TOLERANCE = 1e-4
@@ -74,6 +75,8 @@ def save_capsule(capsule: Capsule, golden: np.ndarray, folder: Path) -> str:
         for name, encoder in capsule.detector.encoders.items():
             (beside / "encoders" / name).mkdir(parents=True)
             save_encoder(encoder, beside / "encoders" / name)
+            if name in capsule.detector.heads:
+                save_head(capsule.detector.heads[name], beside / "encoders" / name)
         write_bytes(beside / "density.safetensors", save(_density_arrays(capsule)))
         (beside / "golden").mkdir()
         scores, maps = capsule.score(golden)
@@ -92,11 +95,12 @@ def load_capsule(folder: Path) -> Capsule:
     card = _checked_card(folder)
     arrays = load_file(folder / "density.safetensors")
     encoders = {name: load_encoder(folder / "encoders" / name) for name in card["encoders"]}
+    heads = {n: load_head(folder / "encoders" / n) for n in encoders if f"encoders/{n}/{HEAD_FILE}" in card["files"]}
     parts = [_part(meta, arrays, index) for index, meta in enumerate(card["parts"])]
     capsule = Capsule(
         category=card["category"],
         method=card["method"],
-        detector=Detector(encoders, parts, card["size"], card["sigma"]),
+        detector=Detector(encoders, parts, card["size"], card["sigma"], heads),
         threshold=card["threshold"],
         calibration=arrays["calibration"],
         selection=card["selection"],
@@ -152,7 +156,7 @@ def _part(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray], index: int)
     own = {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
     return Part(
         composition,
-        GaussianScorer.from_arrays(own, {"layout": composition.layout}),
+        composition.stored_scorer(own),
         Scale(**meta["image_scale"]),
         Scale(**meta["map_scale"]),
         meta["for_image"],

@@ -1,10 +1,15 @@
-"""The compositions that sit the exam: levels by their stride, so that every backbone has the same family."""
+"""The compositions that sit the exam: levels by their stride, so that every backbone has the same family.
+
+`fit` in params.yaml narrows or replaces it: what is given there holds for every composition.
+"""
 
 from dataclasses import replace
 
 from components.backbone import HEAD, Encoder
 from components.density import Covariance, Layout
-from components.detector import Composition
+from components.detector import Composition, MapKind
+from components.errors import UserError
+from components.params import FitParams
 
 # Strides whose levels go together on one grid of cells of 16 pixels: deeper ones tell parts, earlier ones surfaces.
 LEVEL_SETS = ((4, 8, 16, 32), (8, 16, 32))
@@ -12,27 +17,108 @@ CELL = 16
 # Earlier levels vary less than deeper ones; these factors, by stride and depth within it, let them count.
 FACTORS: dict[int, tuple[float, ...]] = {4: (2.0,), 8: (2.0,), 16: (1.5, 1.0), 32: (1.0,)}
 RIDGE, RANK = 0.01, 64
+# An image score needs the directions in which whole parts vary; a map is sharper with fewer.
+MAP_RANK = 32
 # Up to so many images, a part that lies at any angle is seen at too few of them.
 FEW, COPIES = 100, 6
+# Of more images, so many: their features must be held while the exam is on.
+COPIES_OF_MANY = 2
 KINDS: tuple[tuple[Layout, Covariance], ...] = (("location", "low-rank"), ("shared", "ridge"))
+COVARIANCES: dict[str, Covariance] = {**dict(KINDS), "pooled": "ridge"}
+EVERYTHING = FitParams()
+LevelSet = tuple[tuple[str, ...], tuple[float, ...]]
 
 
-def candidates(name: str, encoder: Encoder, size: int, images: int) -> list[Composition]:
+def candidates(name: str, encoder: Encoder, size: int, images: int, fit: FitParams = EVERYTHING) -> list[Composition]:
     """The family for one encoder, images of `size` pixels, and a number of good images to learn from.
 
     A Gaussian for each location and one shared over locations on several sets of levels (a location's own suits
     aligned objects, the shared one textures and objects at any place), one with turned copies where images are few,
-    and one of the pooled features.
+    and one of the pooled features; of these, or instead of them, what `fit` asks for. Raises UserError for a level
+    that the encoder does not have.
     """
-    dense = [
+    check_levels(encoder, fit)
+    dense = [] if fit.image_only else dense_ones(name, encoder, size, fit)
+    turned = [replace(dense[0], copies=COPIES)] if dense and images <= FEW and fit.copies == "auto" else []
+    whole = [image_one(name, encoder, fit)] if fit.layout in ("auto", "image") else []
+    family = [*dense, *turned, *whole]
+    if fit.combine == "sum":
+        family = [summed(composition, encoder) for composition in family]
+    if fit.copies in ("geometric", "photometric"):
+        count = COPIES if images <= FEW else COPIES_OF_MANY
+        family = [replace(composition, copies=count, copy_kind=fit.copies) for composition in family]
+    return family
+
+
+def check_levels(encoder: Encoder, fit: FitParams) -> None:
+    """Raise UserError where `fit` names levels that the encoder does not have."""
+    blocks = encoder.levels[:-1]
+    for key, wanted, known in (
+        ("levels", fit.levels, encoder.levels),
+        ("gradcam_level", [fit.gradcam_level] * bool(fit.gradcam_level), blocks),
+    ):
+        unknown = [level for level in wanted if level not in known]
+        if unknown:
+            raise UserError(
+                f"fit.{key} in params.yaml names {', '.join(unknown)}, which {encoder.spec.name} does not have: "
+                f"choose from {', '.join(known)}."
+            )
+
+
+def dense_ones(name: str, encoder: Encoder, size: int, fit: FitParams) -> list[Composition]:
+    """Those with an anomaly map: all sets of levels with all layouts, as far as `fit` leaves them open."""
+    levels = tuple(level for level in encoder.levels if level in fit.levels)
+    sets = [given_levels(encoder, levels)] if levels else [levels_at(encoder, strides) for strides in LEVEL_SETS]
+    layouts: list[Layout] = [layout for layout, _ in KINDS] if fit.layout == "auto" else [fit.layout]
+    return [
         Composition(name, levels, layout, max(1, size // CELL), covariance, RIDGE, RANK, factors)
-        for strides in LEVEL_SETS
-        for levels, factors in [levels_at(encoder, strides)]
-        for layout, covariance in KINDS
+        for levels, factors in sets
+        for layout in layouts
+        for covariance in [COVARIANCES[layout] if fit.covariance == "auto" else fit.covariance]
         if levels
     ]
-    turned = [replace(dense[0], copies=COPIES)] if dense and images <= FEW else []
-    return [*dense, *turned, pooled(name, (HEAD,))]
+
+
+def image_one(name: str, encoder: Encoder, fit: FitParams) -> Composition:
+    """The density of one vector an image, pooled from the levels in `fit` or else the head's; with GradCAM if asked."""
+    levels = tuple(level for level in encoder.levels if level in fit.levels) or (HEAD,)
+    made = pooled(name, levels)
+    if fit.covariance != "auto":
+        made = replace(made, covariance=fit.covariance, ridge=RIDGE, rank=RANK)
+    if fit.density == "kernel":
+        made = replace(made, estimator="kernel")
+    return with_gradcam(made, encoder, fit) if fit.image_only else made
+
+
+def with_gradcam(composition: Composition, encoder: Encoder, fit: FitParams) -> Composition:
+    """The same with a GradCAM map, at the deepest block that its features, or the head's logit, depend on.
+
+    Raises UserError where `fit.gradcam_level` lies deeper than that.
+    """
+    kind: MapKind = "gradcam-logit" if fit.map == "gradcam-logit" else "gradcam"
+    of = (HEAD,) if kind == "gradcam-logit" else composition.levels
+    blocks = encoder.levels[:-1]
+    deepest = min(max(encoder.levels.index(level) for level in of), len(blocks) - 1)
+    level = fit.gradcam_level or blocks[deepest]
+    if blocks.index(level) > deepest:
+        raise UserError(
+            f"fit.gradcam_level {level} in params.yaml lies deeper than fit.levels {', '.join(of)}: choose "
+            f"{blocks[deepest]} or an earlier one."
+        )
+    return replace(composition, map=kind, cam_level=level)
+
+
+def summed(composition: Composition, encoder: Encoder) -> Composition:
+    """The same with a density for each level, whose distances are summed; as it is where it has one level only."""
+    if len(composition.levels) == 1:
+        return composition
+    return replace(composition, widths=tuple(encoder.widths[level] for level in composition.levels))
+
+
+def for_maps(composition: Composition) -> Composition:
+    """The composition as it serves for the anomaly map."""
+    is_low_rank = composition.is_dense and composition.covariance == "low-rank"
+    return replace(composition, rank=min(composition.rank, MAP_RANK)) if is_low_rank else composition
 
 
 def pooled(name: str, levels: tuple[str, ...]) -> Composition:
@@ -40,7 +126,17 @@ def pooled(name: str, levels: tuple[str, ...]) -> Composition:
     return Composition(name, levels, "image", covariance="ledoit-wolf")
 
 
-def levels_at(encoder: Encoder, strides: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[float, ...]]:
+def given_levels(encoder: Encoder, levels: tuple[str, ...]) -> LevelSet:
+    """These levels, in order of depth, and the factor of each, as in `levels_at`."""
+    strides = [max((s for s in FACTORS if s <= encoder.strides[level]), default=min(FACTORS)) for level in levels]
+    depths = [strides[:place].count(stride) for place, stride in enumerate(strides)]
+    found = [
+        FACTORS[stride][min(depth, len(FACTORS[stride]) - 1)] for stride, depth in zip(strides, depths, strict=True)
+    ]
+    return levels, tuple(found)
+
+
+def levels_at(encoder: Encoder, strides: tuple[int, ...]) -> LevelSet:
     """The encoder's levels with these strides, and the factor of each.
 
     Of stride 32 only the first level, as the last blocks are the classifier's own; of stride 4 and 8 only the last,

@@ -1,4 +1,8 @@
-"""Turned, mirrored and shifted copies of good images, for densities of small sets whose parts lie at any angle."""
+"""Copies of good images that densities learn from as well.
+
+Turned, mirrored and shifted ones, for small sets whose parts lie at any angle; and photometrically jittered ones, for
+parts that are not always lit alike.
+"""
 
 import numpy as np
 import torch
@@ -6,8 +10,37 @@ from torch import Tensor
 from torch.nn import functional
 
 from components.draws import SampleKeys, spread
+from components.jitter import JITTER_DRAWS, draw_jitter, jitter_patches
 
 SHIFT = 0.03  # of the side, each way
+JITTER = 0.1  # of brightness, contrast, saturation and hue: as much as CutPaste's
+
+
+def copies_of(images: Tensor, keys: SampleKeys, count: int, kind: str) -> Tensor:
+    """`count` copies of uint8 images (N, 3, S, S), "geometric" or "photometric".
+
+    keys: one per image; a copy depends on its image's key and its own number alone. Returns uint8 (count · N, 3, S, S),
+    the first copies of all images first.
+    """
+    match kind:
+        case "geometric":
+            return geometric_copies(images, keys, count)
+        case "photometric":
+            return photometric_copies(images, keys, count)
+        case _:
+            raise ValueError(f"there is no kind {kind!r} of copies")
+
+
+def photometric_copies(images: Tensor, keys: SampleKeys, count: int) -> Tensor:
+    """`count` copies of uint8 images (N, 3, S, S), each with a colour jitter of its own; otherwise as `copies_of`."""
+    draws = keys.uniform("photometric copies", JITTER_DRAWS * count)
+    draws = draws.reshape(len(keys), count, JITTER_DRAWS).swapaxes(0, 1).reshape(-1, JITTER_DRAWS)  # (count·N, 8)
+    jitter = draw_jitter(draws, JITTER)
+    copies = images.contiguous(memory_format=torch.contiguous_format).repeat(count, 1, 1, 1)
+    pixels = copies.numpy()
+    for row in range(len(pixels)):
+        pixels[row] = jitter_patches([pixels[row]], jitter[np.array([row])])[0]
+    return copies
 
 
 def geometric_copies(images: Tensor, keys: SampleKeys, count: int) -> Tensor:

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Any, Literal, Protocol, Self, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -43,6 +43,29 @@ LARGEST_VALUE = 1e60
 CHUNK_BYTES = 1 << 24
 # Columns that the projection for leading eigenpairs has more than the rank it looks for.
 SKETCH_MARGIN = 8
+
+
+class Scorer(Protocol):
+    """What scores features, whatever was fitted: distances (N,) of (N, D), or (N, L) of (N, L, D)."""
+
+    def score(self, X: ArrayLike) -> np.ndarray:
+        """Distances; higher is more anomalous."""
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that it holds, by name."""
+
+
+class Density(Protocol):
+    """What learns from features of good images, batch by batch."""
+
+    def add(self, X: ArrayLike) -> Any:
+        """Learn from more observations, (N, D) or (N, L, D)."""
+
+    def fit(self, X: Any) -> Any:
+        """Forget what was added, then learn from X."""
+
+    def scorer(self) -> Scorer:
+        """What scores, after all that was added."""
 
 
 # Moments -------------------------------------------------------------------------------------------------------
@@ -833,7 +856,8 @@ def _require_held(held: int, removed: int) -> None:
 class KernelDensity:
     """A Gaussian kernel density of standardised features, with the bandwidth of best cross-validated likelihood.
 
-    folds: of the cross-validation (at most the number of samples). grid: bandwidths tried, in multiples of Scott's
+    It keeps what it was fitted to, and its bandwidth is chosen anew when more is added. folds: of the
+    cross-validation (at most the number of samples). grid: bandwidths tried, in multiples of Scott's
     rule n^(-1/(D + 4)); None for 25 from 0.1 to 10, log-spaced. seed: of the split into folds.
     """
 
@@ -841,8 +865,19 @@ class KernelDensity:
         self.folds = folds
         self.grid = np.geomspace(0.1, 10, 25) if grid is None else np.asarray(grid, float)
         self.seed = seed
+        self._added: list[np.ndarray] = []
         self._state: dict[str, np.ndarray] | None = None
         self._model: Any = None
+
+    def add(self, X: ArrayLike) -> Self:
+        """Keep further samples X (N, D); the density is fitted to all of them when it scores. Raises as `fit`."""
+        x = _checked(X, 2).astype(np.float64)
+        if self._added and x.shape[1] != self._added[0].shape[1]:
+            held = self._added[0].shape[1]
+            raise UserError(f"Features of {x.shape[1]} dimensions cannot join a kernel density of {held}.")
+        self._added.append(x)
+        self._state = None
+        return self
 
     def fit(self, X: ArrayLike) -> Self:
         """Fit to X (N, D), N >= 2, float32 or float64; keeps a standardised float64 copy.
@@ -853,6 +888,7 @@ class KernelDensity:
         x = _checked(X, 2).astype(np.float64)
         if len(x) < 2:
             raise UserError(f"A kernel density needs at least 2 samples, not {len(x)}: add more images.")
+        self._added = [x]
         mean, deviation = x.mean(axis=0), x.std(axis=0)
         scale = np.where(deviation > 0, deviation, 1)
         z = (x - mean) / scale
@@ -871,9 +907,8 @@ class KernelDensity:
 
     def score(self, X: ArrayLike) -> np.ndarray:
         """Negative log density (N,) of X (N, D), in the original units of X; higher is more anomalous."""
-        if self._state is None:
-            raise UserError("The kernel density is empty: fit it before it scores.")
-        mean, scale = self._state["mean"], self._state["scale"]
+        state = self._fitted("scores")
+        mean, scale = state["mean"], state["scale"]
         x = _checked(X, 2)
         if x.shape[1] != len(mean):
             raise UserError(f"The kernel density was fitted to {len(mean)} features, not {x.shape[1]}.")
@@ -888,9 +923,11 @@ class KernelDensity:
 
     def state_arrays(self) -> dict[str, np.ndarray]:
         """ "mean" (D,), "scale" (D,), "training" (N, D) standardised, "bandwidth" (1,), all float64."""
-        if self._state is None:
-            raise UserError("The kernel density is empty: fit it before it is stored.")
-        return dict(self._state)
+        return dict(self._fitted("is stored"))
+
+    def scorer(self) -> "KernelScorer":
+        """The scorer of this density, which holds float32 and needs no scikit-learn."""
+        return KernelScorer({name: value.astype(np.float32) for name, value in self._fitted("scores").items()})
 
     def meta(self) -> dict[str, Any]:
         """Everything but the arrays, for JSON."""
@@ -902,7 +939,16 @@ class KernelDensity:
         _, dimensions = _stored_shape(arrays, "training")
         _require_shapes(arrays, {"mean": (dimensions,), "scale": (dimensions,), "bandwidth": (1,)})
         density = cls(meta["folds"], meta["grid"], meta["seed"])
+        density._added = [arrays["training"] * arrays["scale"] + arrays["mean"]]
         return density._set({name: arrays[name] for name in ("mean", "scale", "training", "bandwidth")})
+
+    def _fitted(self, purpose: str) -> dict[str, np.ndarray]:
+        """The state, fitted to what was added since; UserError where that is nothing."""
+        if self._state is None and self._added:
+            self.fit(np.concatenate(self._added))
+        if self._state is None:
+            raise UserError(f"The kernel density is empty: fit it before it {purpose}.")
+        return self._state
 
     def _set(self, state: dict[str, np.ndarray]) -> Self:
         from sklearn.neighbors import KernelDensity as SklearnKernelDensity  # takes seconds to import
@@ -910,6 +956,39 @@ class KernelDensity:
         self._state = state
         self._model = SklearnKernelDensity(bandwidth=float(state["bandwidth"][0])).fit(state["training"])
         return self
+
+
+class KernelScorer:
+    """What is needed to score with a kernel density, and nothing else.
+
+    state: float32 "mean" (D,), "scale" (D,), "training" (N, D) standardised, "bandwidth" (1,), as
+    `KernelDensity.state_arrays` names them.
+    """
+
+    def __init__(self, state: Mapping[str, np.ndarray]) -> None:
+        self.mean, self.scale = state["mean"], state["scale"]
+        self.training, self.bandwidth = state["training"], state["bandwidth"]
+
+    def score(self, X: ArrayLike) -> np.ndarray:
+        """Negative log density (N,), float64, of X (N, D), as `KernelDensity.score` gives it."""
+        x = _checked(X, 2)
+        if x.shape[1] != len(self.mean):
+            raise UserError(f"The kernel density was fitted to {len(self.mean)} features, not {x.shape[1]}.")
+        z = (x.astype(np.float64) - self.mean) / self.scale
+        squares = cdist(z, self.training.astype(np.float64), "sqeuclidean")  # (N, M)
+        volume = np.log(self.scale.astype(np.float64)).sum()
+        return volume - _kernel_log_density(squares, float(self.bandwidth[0]), x.shape[1])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What `from_arrays` takes."""
+        return {"mean": self.mean, "scale": self.scale, "training": self.training, "bandwidth": self.bandwidth}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
+        """Rebuild from `arrays()`; raises UserError where they do not fit together."""
+        _, dimensions = _stored_shape(arrays, "training")
+        _require_shapes(arrays, {"mean": (dimensions,), "scale": (dimensions,), "bandwidth": (1,)})
+        return cls(arrays)
 
 
 def _kernel_log_density(squares: np.ndarray, bandwidth: float, dimensions: int) -> np.ndarray:

@@ -3,25 +3,42 @@
 `Detector.score` is the one function that scores: training, evaluation, serving and the benchmarks all call it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from components.backbone import Encoder
-from components.density import Covariance, GaussianDensity, GaussianScorer, Layout, low_rank_scorer
+from components.backbone import HEAD, Encoder
+from components.density import (
+    Covariance,
+    Density,
+    GaussianDensity,
+    GaussianScorer,
+    KernelDensity,
+    KernelScorer,
+    Layout,
+    Scorer,
+    low_rank_scorer,
+)
+from components.gradcam import distance, gradcam
+from components.head import defect_logit
 from components.images import resize_image
+from components.levelwise import LevelwiseDensity, LevelwiseScorer, split_levels
 
 BATCH = 16
+Estimator = Literal["gaussian", "kernel"]
+CopyKind = Literal["geometric", "photometric"]
+MapKind = Literal["dense", "gradcam", "gradcam-logit"]
 
 
 @dataclass(frozen=True)
 class Composition:
-    """Which features of which encoder one Gaussian describes, and how its distances become a score.
+    """Which features of which encoder one density describes, and how its distances become a score and a map.
 
     Attributes:
         encoder: name of the representation, such as "pretrained" or "trained".
@@ -31,8 +48,15 @@ class Composition:
         covariance, ridge, rank: as `GaussianDensity` takes them.
         factors: by which each level is multiplied first; all 1 where empty.
         top: share of the locations, the highest, whose mean distance is the image score.
-        copies: turned, mirrored and shifted copies of every image that the density learns from as well.
+        copies: copies of every image that the density learns from as well.
         smooth: side of the square of neighbouring cells over which features are averaged; 1 for none.
+        copy_kind: what kind of copies, see `components.copies`.
+        estimator: a Gaussian, or a kernel density, which takes no covariance and the layout "image" only.
+        widths: where given, each level has a density of its own, of so many features, and the distances are summed;
+            where empty, one density describes all levels together.
+        map: "dense" (the distances of the locations themselves, where there are any), or for the layout "image"
+            GradCAM: "gradcam" of the distance, "gradcam-logit" of the trained head's log-odds of a defect.
+        cam_level: the block whose activations GradCAM weights.
     """
 
     encoder: str
@@ -46,34 +70,62 @@ class Composition:
     top: float = 0.01
     smooth: int = 1
     copies: int = 0
+    copy_kind: CopyKind = "geometric"
+    estimator: Estimator = "gaussian"
+    widths: tuple[int, ...] = ()
+    map: MapKind = "dense"
+    cam_level: str = ""
 
     @property
     def name(self) -> str:
         """A short name that tells compositions apart, such as "pretrained b3+b4 location 16 low-rank"."""
-        words = [self.encoder, "+".join(self.levels), self.layout, str(self.grid or ""), self.covariance]
-        words.append(f"{self.copies} copies" if self.copies else "")
-        return " ".join(filter(None, words))
+        levels = ("&" if self.widths else "+").join(self.levels)
+        density = "kernel" if self.estimator == "kernel" else self.covariance
+        words = [self.encoder, levels, self.layout, str(self.grid or ""), density]
+        if self.copies:
+            words += [str(self.copies), "photometric" if self.copy_kind == "photometric" else "", "copies"]
+        return " ".join(filter(None, [*words, f"{self.map} {self.cam_level}" if self.cam_level else ""]))
 
     @property
     def is_dense(self) -> bool:
-        """Whether it gives an anomaly map."""
+        """Whether its distances are a map themselves."""
         return self.layout != "image"
 
-    def density(self) -> GaussianDensity:
+    def density(self) -> Density:
         """An empty density of this composition's kind."""
+        if self.widths:
+            return LevelwiseDensity(self.widths, [level.density() for level in self.by_level()])
+        if self.estimator == "kernel":
+            return KernelDensity()
         return GaussianDensity(self.layout, self.covariance, self.ridge, self.rank)
 
-    def scorer_of(self, features: np.ndarray) -> GaussianScorer:
+    def by_level(self) -> list["Composition"]:
+        """The same with one level only, for each of its levels."""
+        return [replace(self, levels=(level,), factors=(), widths=()) for level in self.levels]
+
+    def scorer_of(self, features: np.ndarray) -> Scorer:
         """The scorer of this composition fitted to `features`, as `arrange` gives them, by the cheapest way."""
-        few = len(features) < features.shape[-1]
+        if self.widths:
+            pieces = zip(self.by_level(), split_levels(features, self.widths), strict=True)
+            return LevelwiseScorer(self.widths, [level.scorer_of(piece) for level, piece in pieces])
+        few = self.estimator == "gaussian" and len(features) < features.shape[-1]
         if few and self.covariance == "low-rank" and self.layout in ("image", "location"):
             return low_rank_scorer(features, self.layout, self.ridge, self.rank)
         return self.density().fit(features).scorer()
 
+    def stored_scorer(self, arrays: Mapping[str, np.ndarray]) -> Scorer:
+        """The scorer whose `arrays()` these are; raises UserError where they do not fit this composition."""
+        if self.widths:
+            return LevelwiseScorer.from_arrays(arrays, self.widths, replace(self, widths=()).stored_scorer)
+        if self.estimator == "kernel":
+            return KernelScorer.from_arrays(arrays)
+        return GaussianScorer.from_arrays(arrays, {"layout": self.layout})
+
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "Composition":
         """The inverse of `dataclasses.asdict` through JSON."""
-        return cls(**{**fields, "levels": tuple(fields["levels"]), "factors": tuple(fields["factors"])})
+        lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+        return cls(**{**fields, **lists})
 
 
 def arrange(features: Mapping[str, Tensor], composition: Composition) -> np.ndarray:
@@ -81,13 +133,22 @@ def arrange(features: Mapping[str, Tensor], composition: Composition) -> np.ndar
 
     features: block outputs (N, C, h, w) and (N, C) for "head", as `Encoder.features` gives them.
     """
-    factors = composition.factors or (1.0,) * len(composition.levels)
-    chosen = [features[level].float() * factor for level, factor in zip(composition.levels, factors, strict=True)]
     if not composition.is_dense:
-        pooled = [f.mean(dim=(2, 3)) if f.ndim == 4 else f for f in chosen]
-        return torch.cat(pooled, dim=1).numpy(force=True)  # (N, D)
+        return pooled_features(features, composition).numpy(force=True)
+    chosen = _weighted(features, composition)
     grids = torch.cat([_on_grid(f, composition) for f in chosen], dim=1)  # (N, D, g, g)
     return grids.flatten(2).transpose(1, 2).contiguous().numpy(force=True)  # (N, g², D)
+
+
+def pooled_features(features: Mapping[str, Tensor], composition: Composition) -> Tensor:
+    """Global averages (N, D) of the composition's levels, concatenated."""
+    chosen = _weighted(features, composition)
+    return torch.cat([f.mean(dim=(2, 3)) if f.ndim == 4 else f for f in chosen], dim=1)
+
+
+def _weighted(features: Mapping[str, Tensor], composition: Composition) -> list[Tensor]:
+    factors = composition.factors or (1.0,) * len(composition.levels)
+    return [features[level].float() * factor for level, factor in zip(composition.levels, factors, strict=True)]
 
 
 def _on_grid(feature: Tensor, composition: Composition) -> Tensor:
@@ -135,7 +196,7 @@ class Part:
     """
 
     composition: Composition
-    scorer: GaussianScorer
+    scorer: Scorer
     image_scale: Scale
     map_scale: Scale
     for_image: bool = True
@@ -157,10 +218,19 @@ class Detector:
 
     size: side of the square that images are resampled to, in pixels.
     sigma: standard deviation, in pixels of that square, of the Gaussian receptive field by which maps are upsampled.
+    heads: the trained projection heads of encoders, where a part's map is that of their logit.
     """
 
-    def __init__(self, encoders: Mapping[str, Encoder], parts: Sequence[Part], size: int, sigma: float) -> None:
+    def __init__(
+        self,
+        encoders: Mapping[str, Encoder],
+        parts: Sequence[Part],
+        size: int,
+        sigma: float,
+        heads: Mapping[str, nn.Sequential] | None = None,
+    ) -> None:
         self.encoders = dict(encoders)
+        self.heads = dict(heads or {})
         self.parts = list(parts)
         self.size = size
         self.sigma = sigma
@@ -191,8 +261,14 @@ class Detector:
             if part.for_image:
                 scores.append(part.image_scale.apply(image_scores(distances, part.composition)))
             if part.for_map:
-                grids.append((part.composition.grid, part.map_scale.apply(distances)))
+                cells = distances if part.composition.is_dense else self._activation(part, images)
+                grids.append((math.isqrt(cells.shape[1]), part.map_scale.apply(cells)))
         return np.mean(scores, axis=0), self._merged_maps(grids, len(images))
+
+    def _activation(self, part: Part, images: Tensor) -> np.ndarray:
+        """GradCAM (N, h·w) of one part."""
+        name = part.composition.encoder
+        return activation(part.composition, part.scorer, self.encoders[name], self.heads.get(name), images)
 
     def _merged_maps(self, grids: list[tuple[int, np.ndarray]], count: int) -> np.ndarray:
         """Mean of the compositions' maps (N, size, size) from their standardised distances (N, grid²)."""
@@ -203,6 +279,36 @@ class Detector:
             cells = torch.from_numpy(np.ascontiguousarray(distances, np.float32)).view(-1, 1, grid, grid)
             total += functional.interpolate(cells, (self.size, self.size), mode="bilinear", align_corners=False)
         return gaussian_blur(total / len(grids), self.sigma)[:, 0].numpy()
+
+
+def activation(
+    composition: Composition,
+    scorer: Scorer,
+    encoder: Encoder,
+    head: nn.Sequential | None,
+    images: Tensor,
+    *,
+    rectified: bool = True,
+) -> np.ndarray:
+    """GradCAM (N, h·w) float32 of uint8 images (N, 3, H, W), of what `composition.map` says; see `gradcam`.
+
+    Raises ValueError where that is the logit of a head and there is none.
+    """
+    if composition.map == "gradcam-logit":
+        if head is None:
+            raise ValueError(f"{composition.name} needs the head of {composition.encoder}")
+        levels: tuple[str, ...] = (HEAD,)
+
+        def target(features: Mapping[str, Tensor]) -> Tensor:
+            return defect_logit(head(features[HEAD]))
+    else:
+        levels = composition.levels
+
+        def target(features: Mapping[str, Tensor]) -> Tensor:
+            return distance(scorer, pooled_features(features, composition))
+
+    maps = gradcam(encoder, images, composition.cam_level, levels, target, rectified=rectified)
+    return maps.reshape(len(maps), -1)
 
 
 def levels_of(encoder: str, compositions: Sequence[Composition]) -> tuple[str, ...]:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from components.backbone import Encoder
-from components.copies import geometric_copies
-from components.density import GaussianDensity
-from components.detector import Composition, arrange, as_tensor, gaussian_blur, image_scores
+from components.copies import copies_of
+from components.density import Scorer
+from components.detector import Composition, CopyKind, arrange, as_tensor, gaussian_blur, image_scores
 from components.draws import SampleKeys
 from components.metrics import auroc, pixel_auroc
 from components.prepared import Prepared, batches
@@ -89,9 +89,15 @@ def held_out_paper(encoder: Encoder, prepared: Prepared, levels: Sequence[str]) 
 
 
 def cross_paper(
-    encoder: Encoder, prepared: Prepared, levels: Sequence[str], folds: int, seed: int, copies: int = 0
+    encoder: Encoder,
+    prepared: Prepared,
+    levels: Sequence[str],
+    folds: int,
+    seed: int,
+    copies: int = 0,
+    copy_kind: CopyKind = "geometric",
 ) -> ExamPaper:
-    """The exam of the images to learn from, each to be scored by densities of the other folds."""
+    """The exam of the images to learn from, each to be scored by densities of the other folds and of their copies."""
     chosen = ~prepared.held_out[prepared.exam_source]
     paper = _paper(encoder, prepared, levels, chosen, lambda n: fold_numbers(n, folds, seed))
     others = np.setdiff1d(prepared.fit_rows, prepared.exam_source)[: max(0, MOST_FITTED - int(chosen.sum()))]
@@ -99,20 +105,26 @@ def cross_paper(
         paper = replace(paper, more=extract(encoder, prepared.images, others, levels))
     if copies:
         rows = np.concatenate([prepared.exam_source[chosen], others])
-        paper = replace(paper, copies=extract_copies(encoder, prepared, rows, levels, copies, seed))
+        paper = replace(paper, copies=extract_copies(encoder, prepared, rows, levels, copies, seed, copy_kind))
     return paper
 
 
 @torch.inference_mode()
 def extract_copies(
-    encoder: Encoder, prepared: Prepared, rows: np.ndarray, levels: Sequence[str], copies: int, seed: int
+    encoder: Encoder,
+    prepared: Prepared,
+    rows: np.ndarray,
+    levels: Sequence[str],
+    copies: int,
+    seed: int,
+    kind: CopyKind = "geometric",
 ) -> Features:
     """Features of `copies` copies of the good images `rows`, all first copies first."""
     pieces: list[Features] = []
     for piece in batches(rows, BATCH):
         images = as_tensor(np.ascontiguousarray(prepared.images[piece]))
-        turned = geometric_copies(images, SampleKeys.of(seed, prepared.category, 0, piece), copies)
-        pieces.append({level: value.cpu() for level, value in encoder.features(turned, levels).items()})
+        made = copies_of(images, SampleKeys.of(seed, prepared.category, 0, piece), copies, kind)
+        pieces.append({level: value.cpu() for level, value in encoder.features(made, levels).items()})
     return {
         level: torch.cat([piece[level].unflatten(0, (copies, -1)) for piece in pieces], dim=1).flatten(0, 1)
         for level in levels
@@ -169,9 +181,8 @@ def _copies_of(composition: Composition, paper: ExamPaper, count: int) -> Sequen
     return tuple(arranged.reshape(-1, count, *arranged.shape[1:])[: composition.copies])
 
 
-def examine(composition: Composition, density: GaussianDensity, paper: ExamPaper) -> Mark:
+def examine(composition: Composition, scorer: Scorer, paper: ExamPaper) -> Mark:
     """Mark a composition whose density was fitted to other images than those which sit the exam."""
-    scorer = density.scorer()
     good = scorer.score(arrange(paper.good, composition))
     samples = {kind: scorer.score(arrange(features, composition)) for kind, features in paper.samples.items()}
     return mark(composition, good, samples, paper.masks)

@@ -8,13 +8,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from components.backbone import Encoder, build_encoder, load_encoder
 from components.capsule import Capsule, library_versions, save_capsule
-from components.compositions import candidates
+from components.compositions import candidates, for_maps
 from components.conformal import guarantee, split_conformal_threshold
-from components.density import GaussianDensity
-from components.detector import Composition, Detector, Part, Scale, arrange, as_tensor, image_scores, levels_of
+from components.density import Scorer
+from components.detector import (
+    Composition,
+    Detector,
+    Part,
+    Scale,
+    activation,
+    arrange,
+    as_tensor,
+    image_scores,
+    levels_of,
+)
+from components.errors import UserError
 from components.exam import (
     BATCH,
     Mark,
@@ -22,11 +34,15 @@ from components.exam import (
     cross_examine,
     cross_paper,
     examine,
+    extract,
     extract_copies,
+    fold_numbers,
     held_out_paper,
     weighed,
 )
 from components.files import read_json
+from components.head import FILE as HEAD_FILE
+from components.head import load_head
 from components.params import Params
 from components.places import Places
 from components.prepared import Prepared, batches, load_prepared
@@ -37,6 +53,7 @@ PRETRAINED, TRAINED = "pretrained", "trained"
 # What the capsule says it was made with: no more than this stage's params in dvc.yaml, or its bytes would grow stale.
 MAKING = ("method", "seed", "threads", "image", "synthesis", "backbone", "training", "fit", "threshold")
 GOLDEN = 4
+HELD_MOST = 1000  # good images whose features are held in memory: half a GiB at 256 px
 SIGMA = 2.0  # of the receptive field's Gaussian, in 1/256 of the image's side
 
 
@@ -72,10 +89,11 @@ def main(category: str, params: Params) -> None:
     places = Places(category)
     prepared = load_prepared(places.prepared)
     encoders = load_encoders(places.encoder, params)
-    choice = choose(encoders, prepared, params)
+    heads = load_heads(places.encoder, encoders, category, params)
+    choice = choose({name: encoders[name] for name in heads} or encoders, prepared, params)
     say_if_training_did_not_help(category, choice)
-    detector = fit_detector(choice, encoders, prepared, params)
-    capsule = make_capsule(detector, choice, prepared, params)
+    detector, calibration = fit_detector(choice, encoders, prepared, params, heads)
+    capsule = make_capsule(detector, calibration, choice, prepared, params)
     save_capsule(capsule, golden_images(prepared), places.capsule)
 
 
@@ -85,6 +103,20 @@ def load_encoders(folder: Path, params: Params) -> dict[str, Encoder]:
     if read_json(folder / "training.json")["kept_step"] > 0:
         encoders[TRAINED] = load_encoder(folder)
     return encoders
+
+
+def load_heads(
+    folder: Path, encoders: Mapping[str, Encoder], category: str, params: Params
+) -> dict[str, nn.Sequential]:
+    """The trained head of the encoder that was kept, where `fit.map` needs it; raises UserError where there is none."""
+    if params.fit.map != "gradcam-logit":
+        return {}
+    if not (folder / HEAD_FILE).is_file():
+        raise UserError(
+            f"fit.map gradcam-logit needs a trained head, and none fits what was kept for {category}: set fit.map to "
+            "gradcam, or method and training.head_steps to train one."
+        )
+    return {list(encoders)[-1]: load_head(folder)}
 
 
 def choose(encoders: Mapping[str, Encoder], prepared: Prepared, params: Params) -> Choice:
@@ -105,79 +137,139 @@ def choose(encoders: Mapping[str, Encoder], prepared: Prepared, params: Params) 
 
 def choose_compositions(name: str, encoder: Encoder, prepared: Prepared, params: Params) -> Choice:
     """The best compositions of one encoder for the image score and for the map, by the cross-fitted exam."""
-    family = candidates(name, encoder, params.image.size, len(prepared.fit_rows))
-    copies = max(composition.copies for composition in family)
-    paper = cross_paper(encoder, prepared, levels_of(name, family), params.fit.folds, params.seed, copies)
+    family = candidates(name, encoder, params.image.size, len(prepared.fit_rows), params.fit)
+    most = max(family, key=lambda composition: composition.copies)
+    levels, folds = levels_of(name, family), params.fit.folds
+    paper = cross_paper(encoder, prepared, levels, folds, params.seed, most.copies, most.copy_kind)
     marks = tuple(weighed([cross_examine(composition, paper) for composition in family]))
-    return Choice(
-        tuple(best(marks, params.fit.best, by="image")), tuple(best(marks, params.fit.best, by="pixel")), marks, {}
-    )
+    by_image, by_pixel = (tuple(best(marks, params.fit.best, by=by)) for by in ("image", "pixel"))
+    maps = tuple(for_maps(c) for c in by_pixel) or tuple(c for c in by_image if c.map != "dense")
+    return Choice(by_image, maps, marks, {})
 
 
 def held_out_mark(encoder: Encoder, compositions: Sequence[Composition], prepared: Prepared) -> float:
     """Mean image mark on held-out images of compositions fitted to all others."""
-    densities = fit_densities(compositions, {compositions[0].encoder: encoder}, prepared)
-    paper = held_out_paper(encoder, prepared, levels_of(compositions[0].encoder, compositions))
-    return float(np.mean([examine(c, densities[c], paper).image for c in compositions]))
+    name = compositions[0].encoder
+    scorers = fit_scorers(compositions, {name: encoder}, prepared)
+    paper = held_out_paper(encoder, prepared, levels_of(name, compositions))
+    return float(np.mean([examine(c, scorers[c], paper).image for c in compositions]))
+
+
+def fit_scorers(
+    compositions: Sequence[Composition], encoders: Mapping[str, Encoder], prepared: Prepared
+) -> dict[Composition, Scorer]:
+    """Fit each composition's Gaussian to the images to learn from, the quicker way where they are few."""
+    if not few_images(prepared):
+        return fit_densities(compositions, encoders, prepared)
+    return {
+        c: c.scorer_of(np.concatenate(learned(c, encoders[c.encoder], prepared, prepared.fit_rows)))
+        for c in compositions
+    }
+
+
+def few_images(prepared: Prepared) -> bool:
+    """Whether the features of all good images may be held in memory."""
+    return len(prepared.held_out) <= HELD_MOST
+
+
+@torch.inference_mode()
+def learned(composition: Composition, encoder: Encoder, prepared: Prepared, rows: np.ndarray) -> list[np.ndarray]:
+    """Arranged features of good images `rows`, then of their first, second, … copies where it learns from copies."""
+    own = arrange(extract(encoder, prepared.images, rows, composition.levels), composition)
+    if not composition.copies:
+        return [own]
+    return [own, *copies_of_rows(composition, encoder, prepared, rows).reshape(composition.copies, *own.shape)]
+
+
+def copies_of_rows(composition: Composition, encoder: Encoder, prepared: Prepared, rows: np.ndarray) -> np.ndarray:
+    """Arranged features of the copies of good images `rows`, all first copies first."""
+    kind, seed = composition.copy_kind, prepared.seed
+    features = extract_copies(encoder, prepared, rows, composition.levels, composition.copies, seed, kind)
+    return arrange(features, composition)
 
 
 @torch.inference_mode()
 def fit_densities(
     compositions: Sequence[Composition], encoders: Mapping[str, Encoder], prepared: Prepared
-) -> dict[Composition, GaussianDensity]:
-    """Fit each composition's Gaussian to the images to learn from; memory is bounded by a batch."""
+) -> dict[Composition, Scorer]:
+    """Fit each composition's density to the images to learn from; memory is bounded by a batch, not their number."""
     densities = {composition: composition.density() for composition in compositions}
     for rows in batches(prepared.fit_rows, BATCH):
         images = as_tensor(np.ascontiguousarray(prepared.images[rows]))
         for name, encoder in encoders.items():
-            levels = levels_of(name, compositions)
-            features = encoder.features(images, levels) if levels else {}
-            for composition in (c for c in compositions if c.encoder == name):
+            own = [composition for composition in compositions if composition.encoder == name]
+            features = encoder.features(images, levels_of(name, own)) if own else {}
+            for composition in own:
                 densities[composition].add(arrange(features, composition))
-            learn_copies(
-                [c for c in compositions if c.encoder == name and c.copies], encoder, prepared, rows, densities
-            )
-    return densities
+                if composition.copies:
+                    densities[composition].add(copies_of_rows(composition, encoder, prepared, rows))
+    return {composition: density.scorer() for composition, density in densities.items()}
 
 
-def learn_copies(
-    compositions: Sequence[Composition],
-    encoder: Encoder,
+def fit_detector(
+    choice: Choice,
+    encoders: Mapping[str, Encoder],
     prepared: Prepared,
-    rows: np.ndarray,
-    densities: Mapping[Composition, GaussianDensity],
-) -> None:
-    """Add the copies of the good images `rows` to the densities of those compositions which learn from copies."""
-    for composition in compositions:
-        features = extract_copies(encoder, prepared, rows, composition.levels, composition.copies, prepared.seed)
-        densities[composition].add(arrange(features, composition))
+    params: Params,
+    heads: Mapping[str, nn.Sequential],
+) -> tuple[Detector, np.ndarray]:
+    """Fit the chosen compositions; the detector, and the image scores (n,) of the held-out good images.
 
-
-def fit_detector(choice: Choice, encoders: Mapping[str, Encoder], prepared: Prepared, params: Params) -> Detector:
-    """Fit the chosen compositions and bring each to the scale of its own scores on held-out good images."""
+    Each composition is brought to the scale of its own scores on held-out good images.
+    """
     needed = {c.encoder: encoders[c.encoder] for c in choice.all}
-    densities = fit_densities(choice.all, needed, prepared)
-    scorers = {composition: density.scorer() for composition, density in densities.items()}
-    distances = held_out_distances(scorers, needed, prepared)
+    if learns_held_out(prepared, params):
+        fitted = {c: fit_to_all(c, needed[c.encoder], prepared, params.fit.folds) for c in choice.all}
+        scorers = {composition: scorer for composition, (scorer, _) in fitted.items()}
+        distances = {composition: values for composition, (_, values) in fitted.items()}
+    else:
+        scorers = fit_scorers(choice.all, needed, prepared)
+        distances = held_out_distances(scorers, needed, prepared)
+    activations = held_out_activations({c: scorers[c] for c in choice.map}, needed, heads, prepared)
     parts = [
         Part(
             composition,
             scorers[composition],
             Scale.of(image_scores(values, composition)),
-            Scale.of(values),
+            Scale.of(activations.get(composition, values)),
             composition in choice.image,
             composition in choice.map,
         )
         for composition, values in distances.items()
     ]
-    return Detector(needed, parts, params.image.size, SIGMA * params.image.size / 256)
+    detector = Detector(needed, parts, params.image.size, SIGMA * params.image.size / 256, heads)
+    return detector, calibration_scores(parts, distances)
+
+
+def learns_held_out(prepared: Prepared, params: Params) -> bool:
+    """Whether the densities learn the held-out good images in the end: where images are few, each one counts."""
+    return params.fit.refit and few_images(prepared) and len(prepared.held_out_rows) >= 2
+
+
+@torch.inference_mode()
+def fit_to_all(composition: Composition, encoder: Encoder, prepared: Prepared, folds: int) -> tuple[Scorer, np.ndarray]:
+    """A scorer that has learned all good images, and cross-fitted distances (n,) or (n, L) of the held-out ones.
+
+    Each held-out image is scored by a density of all good images but those of its fold (cross-conformal prediction:
+    Vovk, "Cross-conformal predictors", 2015).
+    """
+    rows = np.concatenate([prepared.fit_rows, prepared.held_out_rows])
+    held_out = fold_numbers(len(prepared.held_out_rows), folds, prepared.seed)
+    features = np.stack(learned(composition, encoder, prepared, rows))  # (1 + copies, N, …)
+    own, vector = features[0], features.shape[2:]
+    numbers = np.concatenate([np.full(len(prepared.fit_rows), -1), held_out])
+    distances = np.empty((len(held_out), *vector[:-1]), np.float32)
+    for k in range(int(held_out.max()) + 1):
+        others = features[:, numbers != k].reshape(-1, *vector)
+        distances[held_out == k] = composition.scorer_of(others).score(own[numbers == k])
+    return composition.scorer_of(features.reshape(-1, *vector)), distances
 
 
 @torch.inference_mode()
 def held_out_distances(
-    scorers: Mapping[Composition, Any], encoders: Mapping[str, Encoder], prepared: Prepared
+    scorers: Mapping[Composition, Scorer], encoders: Mapping[str, Encoder], prepared: Prepared
 ) -> dict[Composition, np.ndarray]:
-    """Distances (n,) or (n, L) of the held-out good images for each composition."""
+    """Distances (n,) or (n, L) of the held-out good images for each composition; memory is bounded by a batch."""
     found: dict[Composition, list[np.ndarray]] = {composition: [] for composition in scorers}
     for rows in batches(prepared.held_out_rows, BATCH):
         images = as_tensor(np.ascontiguousarray(prepared.images[rows]))
@@ -188,11 +280,39 @@ def held_out_distances(
     return {composition: np.concatenate(pieces) for composition, pieces in found.items()}
 
 
-def make_capsule(detector: Detector, choice: Choice, prepared: Prepared, params: Params) -> Capsule:
-    """Set the threshold from the held-out good images, and put everything together."""
-    calibration = np.concatenate(
-        [detector.score(np.asarray(prepared.images[rows]))[0] for rows in batches(prepared.held_out_rows, BATCH)]
-    )
+def held_out_activations(
+    scorers: Mapping[Composition, Scorer],
+    encoders: Mapping[str, Encoder],
+    heads: Mapping[str, nn.Sequential],
+    prepared: Prepared,
+) -> dict[Composition, np.ndarray]:
+    """GradCAM (n, h·w) of the held-out good images for each composition that has it.
+
+    Without the ReLU: where it leaves nothing of the good images, there would be no scale.
+    """
+    found: dict[Composition, list[np.ndarray]] = {c: [] for c in scorers if c.map != "dense"}
+    for rows in batches(prepared.held_out_rows, BATCH):
+        images = as_tensor(np.ascontiguousarray(prepared.images[rows]))
+        for c, pieces in found.items():
+            maps = activation(c, scorers[c], encoders[c.encoder], heads.get(c.encoder), images, rectified=False)
+            pieces.append(maps)
+    return {composition: np.concatenate(pieces) for composition, pieces in found.items()}
+
+
+def calibration_scores(parts: Sequence[Part], distances: Mapping[Composition, np.ndarray]) -> np.ndarray:
+    """Image scores (n,) float32 of the held-out good images, from their distances, as `Detector.score` makes them."""
+    scores = [
+        part.image_scale.apply(image_scores(distances[part.composition], part.composition))
+        for part in parts
+        if part.for_image
+    ]
+    return np.mean(scores, axis=0).astype(np.float32)
+
+
+def make_capsule(
+    detector: Detector, calibration: np.ndarray, choice: Choice, prepared: Prepared, params: Params
+) -> Capsule:
+    """Set the threshold from the held-out good images' scores (n,), and put everything together."""
     wish = params.threshold
     threshold = split_conformal_threshold(calibration, wish.false_alarm_rate)
     return Capsule(
@@ -204,7 +324,7 @@ def make_capsule(detector: Detector, choice: Choice, prepared: Prepared, params:
         selection=selection_summary(choice)
         | {
             "threshold_guaranteed_rate": threshold.guaranteed,
-            "threshold_guarantee": guarantee(len(calibration), wish.false_alarm_rate, wish.confidence).words,
+            "threshold_guarantee": guarantee_words(len(calibration), prepared, params),
         },
         provenance={
             "data_digest": prepared.data_digest,
@@ -212,6 +332,14 @@ def make_capsule(detector: Detector, choice: Choice, prepared: Prepared, params:
             "libraries": library_versions(),
         },
     )
+
+
+def guarantee_words(count: int, prepared: Prepared, params: Params) -> str:
+    """What the threshold promises, and that the promise is approximate where the density learned those images too."""
+    words = guarantee(count, params.threshold.false_alarm_rate, params.threshold.confidence).words
+    if learns_held_out(prepared, params):
+        words += " (approximately: cross-fitted, each scored by a density that has learned all but its fold)"
+    return words
 
 
 def selection_summary(choice: Choice) -> dict[str, Any]:

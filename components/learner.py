@@ -5,7 +5,6 @@ of (seed, category, step), so a run that was killed and resumed ends with the by
 """
 
 import copy
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from components.checkpoint import load_checkpoint, optimizer_tensors, restore_op
 from components.detector import as_tensor
 from components.draws import SampleKeys
 from components.errors import UserError
+from components.head import projection_head
 from components.params import TrainingParams
 from components.tasks import Task
 
@@ -71,7 +71,8 @@ class Learner:
         self.seed, self.category = seed, category
         self.examiner, self.checkpoint = examiner, checkpoint
         self.progress = Progress()
-        self.kept = _weights(self.encoder)
+        self.kept = _weights(self.encoder.body)
+        self.kept_head: dict[str, Tensor] | None = None
 
     @property
     def total_steps(self) -> int:
@@ -81,6 +82,8 @@ class Learner:
     def run(self, listen: Listener) -> Encoder:
         """Train to the end, from the last checkpoint if there is one; returns the encoder with the best exam mark.
 
+        Afterwards `head` is the head that fits it, where `kept_head` is not None: the one that was trained together
+        with it, or for the representation before training the one of the head's phase, if there was such a phase.
         listen(step, {"loss", "accuracy", "rate"} or {"exam"}) is called as training goes on.
         """
         optimizer = self._resume()
@@ -93,6 +96,8 @@ class Learner:
             if self.progress.step % self.params.checkpoint_steps == 0 and self.progress.step < self.total_steps:
                 self._save(optimizer)
         self.encoder.body.load_state_dict(self.kept)
+        self.head.load_state_dict(self.kept_head or self.head.state_dict())
+        self.head.to("cpu").eval()
         return self.encoder.to("cpu").eval()
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
@@ -156,22 +161,26 @@ class Learner:
     def _sit_exam(self, listen: Listener) -> None:
         """Mark the encoder where its weights can have changed since the last mark, and keep the best."""
         step, done = self.progress.step, self.progress.step - self.params.head_steps
+        if step == self.params.head_steps > 0:
+            self.kept_head = _weights(self.head)
         due = step == 0 or (done > 0 and (done % self.params.exam_steps == 0 or step == self.total_steps))
         if not due or step in self.progress.marks:
             return
         self.encoder.eval()
         mark = self.examiner(self.encoder)
         if not self.progress.marks or mark > max(self.progress.marks.values()):
-            self.progress.kept_step, self.kept = step, _weights(self.encoder)
+            self.progress.kept_step, self.kept = step, _weights(self.encoder.body)
+            self.kept_head = _weights(self.head) if step else None
         self.progress.marks[step] = mark
         listen(step, {"exam": mark})
 
     def _save(self, optimizer: torch.optim.Optimizer) -> None:
         tensors = {
-            "encoder": _weights(self.encoder),
+            "encoder": _weights(self.encoder.body),
             "head": self.head.state_dict(),
             "optimizer": optimizer_tensors(optimizer),
             "kept": self.kept,
+            **({"kept_head": self.kept_head} if self.kept_head else {}),
         }
         facts = {
             "step": self.progress.step,
@@ -188,7 +197,7 @@ class Learner:
         tensors, facts = found
         self.encoder.body.load_state_dict(tensors["encoder"])
         self.head.load_state_dict(tensors["head"])
-        self.kept = tensors["kept"]
+        self.kept, self.kept_head = tensors["kept"], tensors.get("kept_head")
         marks = {int(step): float(mark) for step, mark in facts["marks"]}
         self.progress = Progress(facts["step"], facts["history"], marks, facts["kept_step"])
         optimizer = self._optimizer()
@@ -209,17 +218,6 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def projection_head(width: int, hidden: tuple[int, ...], classes: int, seed: int) -> nn.Sequential:
-    """The MLP projection head (section 3.2): linear, batch norm and ReLU for each hidden size, then the classes."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        sizes = (width, *hidden)
-        layers: list[nn.Module] = []
-        for before, after in itertools.pairwise(sizes):
-            layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
-        return nn.Sequential(*layers, nn.Linear(sizes[-1], classes))
-
-
 def _trainable(encoder: Encoder, freeze_batch_norm: bool) -> Iterator[nn.Parameter]:
     for module in encoder.modules():
         is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
@@ -227,5 +225,5 @@ def _trainable(encoder: Encoder, freeze_batch_norm: bool) -> Iterator[nn.Paramet
             yield from module.parameters(recurse=False)
 
 
-def _weights(encoder: Encoder) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in copy.copy(encoder.body.state_dict()).items()}
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in copy.copy(module.state_dict()).items()}

@@ -138,11 +138,58 @@ class TrainingParams(_Section):
 
 
 class FitParams(_Section):
-    """The density: which compositions of levels and Gaussians sit the exam, and how many of the best are averaged."""
+    """The density: which compositions sit the exam, and how many of the best are averaged.
+
+    folds: of the exam and of cross-fitted scores. margin: by which a trained representation must be better.
+    refit: where there are at most 1000 good images, the densities learn the held-out ones too in the end, and the
+        threshold comes from their cross-fitted scores; without, it is a split-conformal one with its exact guarantee.
+
+    What is "auto" (or empty) the exam chooses, among the family in `components.compositions`; anything else holds for
+    every composition that sits it.
+
+    levels: of the backbone: its blocks b0, b1, … and "head", the pooled feature.
+    layout: "image" (one vector an image), "shared", "location" or "pooled", see `GaussianDensity`.
+    density: a Gaussian with this covariance, or a kernel density, which describes whole images only.
+    combine: one density of all levels together, or one for each, the "sum" of whose distances counts.
+    copies: what densities learn from besides the good images: "geometric" or "photometric" copies of them, or none.
+    map: "dense" distances of locations; "gradcam" of the pooled feature's distance or "gradcam-logit" of the trained
+        head's log-odds of a defect, at the block `gradcam_level` (empty: the deepest that counts). "auto" is dense
+        where something dense is fitted, else gradcam.
+    """
 
     folds: int = Field(4, ge=2)
     best: int = Field(1, ge=1)
     margin: float = Field(0.0, ge=0, lt=1)
+    refit: bool = True
+    levels: tuple[str, ...] = ()
+    layout: Literal["auto", "image", "shared", "location", "pooled"] = "auto"
+    density: Literal["auto", "gaussian", "kernel"] = "auto"
+    covariance: Literal["auto", "ledoit-wolf", "oas", "empirical", "ridge", "low-rank"] = "auto"
+    combine: Literal["concatenate", "sum"] = "concatenate"
+    copies: Literal["auto", "none", "geometric", "photometric"] = "auto"
+    map: Literal["auto", "dense", "gradcam", "gradcam-logit"] = "auto"
+    gradcam_level: str = ""
+
+    @property
+    def image_only(self) -> str:
+        """What is chosen here that only one vector an image goes with; empty where nothing is."""
+        chosen = {
+            "layout image": self.layout == "image",
+            "density kernel": self.density == "kernel",
+            f"map {self.map}": self.map.startswith("gradcam"),
+            "the level head": "head" in self.levels,
+        }
+        return next((name for name, is_so in chosen.items() if is_so), "")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.density == "kernel" and self.covariance != "auto":
+            raise ValueError(f"density kernel has no covariance, so covariance must be auto, not {self.covariance}")
+        if self.image_only and self.layout not in ("auto", "image"):
+            raise ValueError(f"{self.image_only} goes with layout image or auto only, not {self.layout}")
+        if self.image_only and self.map == "dense":
+            raise ValueError(f"{self.image_only} gives no dense map: choose map auto or gradcam")
+        return self
 
 
 class ThresholdParams(_Section):

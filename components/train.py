@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from components.backbone import Encoder, build_encoder, save_encoder
 from components.checkpoint import drop_checkpoint
@@ -16,6 +17,7 @@ from components.detector import arrange
 from components.exam import examine, extract, held_out_paper
 from components.files import new_directory, write_json, write_text
 from components.fingerprint import experiment_identity, open_category_run
+from components.head import save_head
 from components.learner import Learner, Progress
 from components.params import Params
 from components.places import Places
@@ -35,17 +37,22 @@ def main(category: str, params: Params) -> None:
     prepared = load_prepared(places.prepared)
     encoder = build_encoder(params.backbone, params.seed)
     checkpoint = places.checkpoint / experiment_identity(category, params)[:16]
-    encoder, progress = train(encoder, prepared, params, checkpoint)
+    encoder, head, progress = train(encoder, prepared, params, checkpoint)
     say_if_it_did_not_help(category, progress)
-    write_outputs(places.encoder, encoder, progress, params)
+    write_outputs(places.encoder, encoder, head, progress, params)
     drop_checkpoint(places.checkpoint)
 
 
-def train(encoder: Encoder, prepared: Prepared, params: Params, checkpoint: Path) -> tuple[Encoder, Progress]:
-    """Train `encoder` as `params.method` says, live in MLflow; without a task it comes back as it is."""
+def train(
+    encoder: Encoder, prepared: Prepared, params: Params, checkpoint: Path
+) -> tuple[Encoder, nn.Sequential | None, Progress]:
+    """Train `encoder` as `params.method` says, live in MLflow; without a task it comes back as it is.
+
+    Returns the encoder, the projection head that was trained on its features, if there is one, and the progress.
+    """
     task = task_of(params.method, params.synthesis)
     if task is None or params.training.head_steps + params.training.steps == 0:
-        return encoder, Progress()
+        return encoder, None, Progress()
     learner = Learner(
         encoder,
         task,
@@ -67,7 +74,7 @@ def train(encoder: Encoder, prepared: Prepared, params: Params, checkpoint: Path
             bar.show(step, values)
 
         encoder = learner.run(listen)
-    return encoder, learner.progress
+    return encoder, learner.head if learner.kept_head else None, learner.progress
 
 
 def say_if_it_did_not_help(category: str, progress: Progress) -> None:
@@ -91,14 +98,18 @@ def exam_mark(encoder: Encoder, prepared: Prepared, params: Params) -> float:
     rows = prepared.fit_rows[: params.synthesis.exam_images]
     good = extract(encoder, prepared.images, rows, levels)
     paper = held_out_paper(encoder, prepared, levels)
-    marks = [examine(c, c.density().fit(arrange(good, c)), paper).image for c in (first, head)]
+    marks = [examine(c, c.scorer_of(arrange(good, c)), paper).image for c in (first, head)]
     return float(np.mean(marks))
 
 
-def write_outputs(folder: Path, encoder: Encoder, progress: Progress, params: Params) -> None:
-    """Write encoder.safetensors, encoder.json, history.csv and training.json, all or none."""
+def write_outputs(
+    folder: Path, encoder: Encoder, head: nn.Sequential | None, progress: Progress, params: Params
+) -> None:
+    """Write encoder.safetensors, encoder.json, head.safetensors (if any), history.csv and training.json, or none."""
     with new_directory(folder) as beside:
         save_encoder(encoder, beside)
+        if head is not None:
+            save_head(head, beside)
         write_text(beside / "history.csv", history_csv(progress.history))
         write_json(beside / "training.json", training_summary(progress, params))
 

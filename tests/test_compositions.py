@@ -4,6 +4,7 @@ import pytest
 
 from components.backbone import Encoder, build_encoder
 from components.compositions import candidates, levels_at, pooled
+from components.density import GaussianDensity
 from components.params import BackboneParams
 
 
@@ -68,4 +69,6 @@ def test_turned_copies_are_a_candidate_where_images_are_few(lite0: Encoder) -> N
 def test_the_pooled_one_is_the_papers_density() -> None:
     composition = pooled("trained", ("head",))
     assert not composition.is_dense
-    assert composition.density().settings()["covariance"] == "ledoit-wolf"
+    density = composition.density()
+    assert isinstance(density, GaussianDensity)
+    assert density.settings()["covariance"] == "ledoit-wolf"

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from components.copies import SHIFT, geometric_copies
+from components.copies import JITTER, SHIFT, copies_of, geometric_copies, photometric_copies
 from components.draws import SampleKeys
 
 SIDE = 64
@@ -49,3 +49,35 @@ def test_a_copy_depends_on_its_image_and_number_only() -> None:
     together = geometric_copies(images, SampleKeys.of(1, "bolt", 0, np.arange(5)), 3).unflatten(0, (3, 5))
     alone = geometric_copies(images[2:3], SampleKeys.of(1, "bolt", 0, np.array([2])), 3)
     torch.testing.assert_close(together[:, 2], alone, rtol=0, atol=0)
+
+
+def test_a_photometric_copy_keeps_its_place_and_changes_its_light() -> None:
+    """A grey image stays grey under saturation and hue; contrast and brightness scale it by a tenth each at most."""
+    image = torch.full((1, 3, 16, 16), 100, dtype=torch.uint8)
+    copies = photometric_copies(image, SampleKeys.of(0, "bolt", 0, np.arange(1)), 200)
+    assert copies.dtype == torch.uint8
+    assert copies.shape == (200, 3, 16, 16)
+    levels = copies.float().mean(dim=(1, 2, 3)).numpy()
+    assert np.all(copies.float().std(dim=(1, 2, 3)).numpy() == 0)
+    assert np.all(np.abs(levels - 100) <= 100 * JITTER + 1)
+    assert levels.std() > 4  # of U(90, 110): 5.8
+    edge = photometric_copies(disc((48, 32)), SampleKeys.of(0, "bolt", 0, np.arange(1)), 5)
+    for copy in edge:
+        np.testing.assert_allclose(centre_of(copy), [48, 32], atol=0.01)
+
+
+def test_a_photometric_copy_depends_on_its_image_and_number_only() -> None:
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8))
+    together = photometric_copies(images, SampleKeys.of(1, "bolt", 0, np.arange(5)), 3).unflatten(0, (3, 5))
+    alone = photometric_copies(images[2:3], SampleKeys.of(1, "bolt", 0, np.array([2])), 3)
+    torch.testing.assert_close(together[:, 2], alone, rtol=0, atol=0)
+    assert len({copy.numpy().tobytes() for copy in alone}) == 3
+
+
+def test_images_that_lie_channels_last_are_copied_alike_and_left_alone() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    before, keys = pixels.copy(), SampleKeys.of(1, "bolt", 0, np.arange(4))
+    last = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    for kind in ("geometric", "photometric"):
+        assert torch.equal(copies_of(last, keys, 2, kind), copies_of(last.contiguous(), keys, 2, kind))
+    np.testing.assert_array_equal(pixels, before)

@@ -20,7 +20,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KernelDensity as SklearnKernelDensity
 
 from components import density as density_module
-from components.density import Covariance, GaussianDensity, GaussianScorer, KernelDensity, Layout
+from components.density import Covariance, GaussianDensity, GaussianScorer, KernelDensity, KernelScorer, Layout
 from components.errors import UserError
 
 COVARIANCES = get_args(Covariance)
@@ -531,3 +531,47 @@ def test_low_rank_scorer_of_constant_features_is_the_euclidean_distance() -> Non
     x = np.ones((4, 2, 6), np.float32)
     scores = density_module.low_rank_scorer(x, "location", 0.25, 3).score(x + 1)
     np.testing.assert_allclose(scores, np.sqrt(6 / 0.25), rtol=1e-6)
+
+
+def test_the_scorer_of_a_kernel_density_is_scikit_learns_density() -> None:
+    generator = np.random.default_rng(0)
+    x, other = generator.normal(3, 2, (50, 4)), generator.normal(3, 4, (6, 4))
+    density = KernelDensity().fit(x)
+    scorer = density.scorer()
+    z = (x - x.mean(axis=0)) / x.std(axis=0)
+    reference = SklearnKernelDensity(bandwidth=density.bandwidth_).fit(z)
+    jacobian = np.log(x.std(axis=0)).sum()
+    expected = jacobian - reference.score_samples((other - x.mean(axis=0)) / x.std(axis=0))
+    np.testing.assert_allclose(scorer.score(other), expected, rtol=1e-4)
+    again = KernelScorer.from_arrays(scorer.arrays())
+    np.testing.assert_array_equal(again.score(other), scorer.score(other))
+    assert {value.dtype for value in scorer.arrays().values()} == {np.dtype(np.float32)}
+
+
+def test_a_kernel_density_learns_batch_by_batch() -> None:
+    generator = np.random.default_rng(0)
+    x, other = generator.normal(size=(30, 3)), generator.normal(size=(5, 3))
+    batched = KernelDensity()
+    for piece in np.split(x, [10, 25]):
+        batched.add(piece)
+    whole = KernelDensity().fit(x)
+    np.testing.assert_array_equal(batched.score(other), whole.score(other))
+    stored = KernelDensity.from_state_arrays(KernelDensity().fit(x[:20]).state_arrays(), whole.meta())
+    np.testing.assert_allclose(stored.add(x[20:]).score(other), whole.score(other), rtol=1e-9)
+    assert batched.add(other).bandwidth_ == KernelDensity().fit(np.concatenate([x, other])).bandwidth_
+
+
+def test_a_kernel_density_refuses_what_does_not_fit() -> None:
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(10, 3))
+    with pytest.raises(UserError, match="4 dimensions cannot join a kernel density of 3"):
+        KernelDensity().add(x).add(np.zeros((2, 4)))
+    with pytest.raises(UserError, match="empty"):
+        KernelDensity().scorer()
+    with pytest.raises(UserError, match="at least 2 samples"):
+        KernelDensity().add(x[:1]).scorer()
+    scorer = KernelDensity().fit(x).scorer()
+    with pytest.raises(UserError, match="fitted to 3 features"):
+        scorer.score(np.zeros((2, 4)))
+    with pytest.raises(UserError, match="damaged"):
+        KernelScorer.from_arrays({**scorer.arrays(), "mean": np.zeros(2)})

@@ -104,9 +104,9 @@ def test_a_pooled_composition_has_no_pixel_mark(paper: ExamPaper) -> None:
 def test_examine_takes_the_density_as_it_is(paper: ExamPaper) -> None:
     generator = torch.Generator().manual_seed(9)
     density = SIGHTED.density().fit(arrange({"sees": torch.randn(30, 3, 4, 4, generator=generator)}, SIGHTED))
-    assert examine(SIGHTED, density, paper).image == 1.0
+    assert examine(SIGHTED, density.scorer(), paper).image == 1.0
     narrow = SIGHTED.density().fit(arrange({"sees": 30 + torch.randn(30, 3, 4, 4, generator=generator)}, SIGHTED))
-    assert examine(SIGHTED, narrow, paper).image < 0.8  # to it the good ones are the odd ones
+    assert examine(SIGHTED, narrow.scorer(), paper).image < 0.8  # to it the good ones are the odd ones
 
 
 def test_best_orders_by_mark_and_keeps_the_order_of_ties() -> None:

@@ -220,6 +220,43 @@ def test_the_best_weights_are_kept_across_a_kill(tmp_path: Path) -> None:
     assert current[0].progress.kept_step == 5
 
 
+@pytest.mark.parametrize(("best", "kept"), [(0, 3), (5, 5), (8, 8)])
+def test_the_head_that_fits_the_kept_encoder_is_kept(tmp_path: Path, best: int, kept: int) -> None:
+    """For the representation before training it is that of the end of the head's phase, step 3."""
+    made = learner(tmp_path, lambda _: 9.0 if made.progress.step == best else float(best > made.progress.step))
+    seen: dict[int, dict[str, torch.Tensor]] = {}
+
+    def listen(step: int, values: dict[str, float]) -> None:
+        if "loss" in values:
+            seen[step] = {name: value.clone() for name, value in made.head.state_dict().items()}
+
+    made.run(listen)
+    assert made.progress.kept_step == best
+    assert made.kept_head is not None
+    assert_same_bytes(made.head.state_dict(), seen[kept])
+    assert not made.head.training
+
+
+def test_the_kept_head_survives_a_kill(tmp_path: Path) -> None:
+    best = [float(step == 5) for step in range(9)]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    runs = [learner(folder, lambda _: best[runs[-1].progress.step]) for folder in (whole,)]
+    runs[0].run(ignore)
+    runs.append(learner(killed, lambda _: best[runs[-1].progress.step]))
+    with pytest.raises(KilledError):
+        runs[1].run(killed_after(7))
+    runs.append(learner(killed, lambda _: best[runs[-1].progress.step]))
+    runs[2].run(ignore)
+    assert_same_bytes(runs[2].head.state_dict(), runs[0].head.state_dict())
+
+
+def test_without_a_phase_of_its_own_no_head_fits_the_encoder_before_training(tmp_path: Path) -> None:
+    made = learner(tmp_path, lambda _: -float(made.progress.step), head_steps=0)
+    made.run(ignore)
+    assert made.progress.kept_step == 0
+    assert made.kept_head is None
+
+
 def test_the_head_phase_leaves_the_encoder_alone(tmp_path: Path) -> None:
     made = learner(tmp_path, steps=0)
     before, head = weights(made.encoder), made.head.get_parameter("0.weight").detach().clone()
