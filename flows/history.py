@@ -154,7 +154,7 @@ def recorded_digests(category: str | None = None, *, current_only: bool = False)
     if current_only:
         present = [path for path in files if path.is_file()]
         return {digest: path.stem for path in present if (digest := recorded_digest(path.read_bytes()))}
-    return {digest: path.stem for path in files for _, _, _, digest in _log(path)}
+    return {digest: path.stem for path in files for _, _, _, digest in version_log(path)}
 
 
 def versioned_files() -> list[Path]:
@@ -165,7 +165,7 @@ def versioned_files() -> list[Path]:
     return sorted({Path(name) for name in listed.replace("\n", "").split("\0") if name})
 
 
-def _log(path: Path) -> list[tuple[str, str, str, str]]:
+def version_log(path: Path) -> list[tuple[str, str, str, str]]:
     """(commit, date, subject, digest) of each commit that changed a .dvc file, newest first."""
     lines = git.git("log", "--all", "--format=%H%x1f%cI%x1f%s", "--", path.as_posix()).splitlines()
     entries = [line.split("\x1f", 2) for line in lines]
@@ -177,7 +177,7 @@ def _versions(repo: Any, category: str, params: Params) -> Iterable[Version]:
     path = dvc_file(category, params)
     current = recorded_digest(path.read_bytes()) if path.is_file() else None
     last = git.git("log", "-1", "--format=%H", "--", path.as_posix()).strip()
-    entries = _log(path)
+    entries = version_log(path)
     at_head = {commit for commit, _, _, digest in entries if digest == current and commit == last}
     at_all = [commit for commit, _, _, digest in entries if digest == current]
     chosen = at_head or set(at_all[:1])

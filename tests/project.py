@@ -98,7 +98,15 @@ def make_project(folder: Path) -> Project:
     """Write a project with this repository's code, and two generated categories of 48 × 48 pixels."""
     for name in ("components", "flows", "infra"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.part"))
-    for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore"):
+    for name in (
+        "dvc.yaml",
+        "params.yaml",
+        "prefect.yaml",
+        ".dvcignore",
+        ".gitignore",
+        ".dvc/config",
+        ".dvc/.gitignore",
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(REPOSITORY / name, folder / name)
     subprocess.run(["git", "init", "-q", str(folder)], check=True)

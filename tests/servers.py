@@ -7,13 +7,14 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 KEY, SECRET = "flawline-test", "flawline-test-secret"
-START_SECONDS = 60
+START_SECONDS = 180  # Prefect's first start, on a busy machine
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,20 @@ def s3_server(root: Path, *buckets: str) -> Iterator[S3Server]:
 
 
 @contextlib.contextmanager
+def prefect_server(folder: Path) -> Iterator[str]:
+    """Run a Prefect server with its database in `folder` until the block ends; yields PREFECT_API_URL."""
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    own = {"PREFECT_HOME": str(folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    with running(command, port, folder / "server.log", kept | own):
+        url = f"http://127.0.0.1:{port}/api"
+        _wait_until_healthy(url, folder / "server.log")
+        yield url
+
+
+@contextlib.contextmanager
 def running(
     command: list[str], port: int, log: Path, environment: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
@@ -89,6 +104,16 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _wait_until_healthy(url: str, log: Path) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+            if answer.status == 200:
+                return
+        time.sleep(0.2)
+    raise RuntimeError(f"{url} is not healthy: {log.read_text(errors='replace')[-2000:]}")
 
 
 def _wait_for(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
