@@ -1,6 +1,7 @@
 """Every method on real categories: figures, seconds; the representation before any training beside the trained ones.
 
     python -m benchmarks.methods --data ../shared/data --out benchmarks/results/methods.json
+    python -m benchmarks.methods … --methods nsa-logistic nsa-cutpaste --set network.keep=always
 
 Rows that the file has already (same category, method, seed) are kept, so a run that was cut short goes on. The first
 method of the list is the default of the preset.
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from benchmarks.common import print_table, write_results
 from components import evaluate, fit, synthesize, train, validate
@@ -61,6 +63,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, help="training steps instead of the preset's")
+    parser.add_argument("--set", nargs="*", default=[], metavar="SECTION.KEY=VALUE", help="other values of the preset")
     return parser.parse_args()
 
 
@@ -79,6 +82,13 @@ def make_params(arguments: argparse.Namespace, category: str, method: str, seed:
     }
     if arguments.steps is not None:
         content["training"] = content.get("training", {}) | {"steps": arguments.steps}
+        content["network"] = content.get("network", {}) | {"steps": arguments.steps}
+    for key, equals, value in (setting.partition("=") for setting in arguments.set):
+        section, dot, name = key.partition(".")
+        if equals and dot:
+            content[section] = content.get(section, {}) | {name: yaml.safe_load(value)}
+        else:
+            content[key] = yaml.safe_load(value)
     return parse_params(content, f"preset {arguments.preset}")
 
 

@@ -86,6 +86,15 @@ class Encoder(nn.Module):
             found[HEAD] = self(images)
         return {level: found[level] for level in levels}
 
+    def freeze_first(self, count: int) -> None:
+        """Let the first `count` blocks, and the stem before them, stay as they are while the rest learns; 0: none."""
+        blocks = _blocks(self.body)
+        if count > len(blocks):
+            raise UserError(f"{self.spec.name} has {len(blocks)} blocks, so {count} cannot be frozen.")
+        self.body.requires_grad_(count == 0)
+        for block in blocks[count:]:
+            block.requires_grad_(True)
+
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (N, 3, H, W) to float (N, 3, H, W), channels last, each channel (x − mean) / std."""
         images = images.to(self.mean.device).contiguous(memory_format=torch.channels_last)

@@ -1,8 +1,9 @@
 """The capsule: the folder that is registered, served, exported, rebuilt and compared.
 
 `capsule.json` says what it is (category, method, geometry, threshold, provenance) and lists the SHA-256 of every other
-file; `encoders/NAME/` and `density.safetensors` are its weights and statistics; `golden/` holds reference inputs with
-the scores and maps that they must get. Its identity is the digest of its content. Nothing in it is a pickle.
+file; `encoders/NAME/`, `networks/INDEX/` and `density.safetensors` are its weights and statistics; `golden/` holds
+reference inputs with the scores and maps that they must get. Its identity is the digest of its content. Nothing in it
+is a pickle.
 """
 
 import platform
@@ -18,11 +19,13 @@ from safetensors.numpy import load_file, save
 
 from components import conformal
 from components.backbone import load_encoder, save_encoder
+from components.decoder import load_network, save_network
 from components.detector import Composition, Detector, Part, Scale
 from components.errors import UserError
 from components.files import digest_of, new_directory, read_json, sha256_file, write_bytes, write_json
 from components.head import FILE as HEAD_FILE
 from components.head import load_head, save_head
+from components.network_part import NetworkPart
 
 FORMAT = 1
 TOLERANCE = 1e-4
@@ -77,6 +80,8 @@ def save_capsule(capsule: Capsule, golden: np.ndarray, folder: Path) -> str:
             save_encoder(encoder, beside / "encoders" / name)
             if name in capsule.detector.heads:
                 save_head(capsule.detector.heads[name], beside / "encoders" / name)
+        for index, part in enumerate(capsule.detector.networks):
+            save_network(part.network, beside / "networks" / str(index))
         write_bytes(beside / "density.safetensors", save(_density_arrays(capsule)))
         (beside / "golden").mkdir()
         scores, maps = capsule.score(golden)
@@ -97,10 +102,14 @@ def load_capsule(folder: Path) -> Capsule:
     encoders = {name: load_encoder(folder / "encoders" / name) for name in card["encoders"]}
     heads = {n: load_head(folder / "encoders" / n) for n in encoders if f"encoders/{n}/{HEAD_FILE}" in card["files"]}
     parts = [_part(meta, arrays, index) for index, meta in enumerate(card["parts"])]
+    networks = [
+        NetworkPart.of_meta(load_network(folder / "networks" / str(index)), meta)
+        for index, meta in enumerate(card["networks"])
+    ]
     capsule = Capsule(
         category=card["category"],
         method=card["method"],
-        detector=Detector(encoders, parts, card["size"], card["sigma"], heads),
+        detector=Detector(encoders, parts, card["size"], card["sigma"], heads, networks),
         threshold=card["threshold"],
         calibration=arrays["calibration"],
         selection=card["selection"],
@@ -136,6 +145,7 @@ def _card(capsule: Capsule, folder: Path) -> dict[str, Any]:
         "threshold": capsule.threshold,
         "encoders": sorted(capsule.detector.encoders),
         "parts": [part.meta() for part in capsule.detector.parts],
+        "networks": [part.meta() for part in capsule.detector.networks],
         "selection": capsule.selection,
         "provenance": capsule.provenance,
         "files": {path.relative_to(folder).as_posix(): sha256_file(path) for path in files},

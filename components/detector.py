@@ -6,7 +6,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from components.head import defect_logit
 from components.images import resize_image
 from components.levelwise import LevelwiseDensity, LevelwiseScorer, split_levels
 from components.upsampling import spread_patches
+
+if TYPE_CHECKING:
+    from components.network_part import NetworkPart
 
 BATCH = 16
 Estimator = Literal["gaussian", "kernel"]
@@ -219,7 +222,7 @@ class Part:
 
 
 class Detector:
-    """The fitted compositions of one category, with the encoders they need.
+    """The fitted compositions of one category, with the encoders they need, and networks with maps of their own.
 
     size: side of the square that images are resampled to, in pixels.
     sigma: standard deviation, in pixels of that square, of the Gaussian receptive field by which maps are upsampled.
@@ -233,10 +236,12 @@ class Detector:
         size: int,
         sigma: float,
         heads: Mapping[str, nn.Sequential] | None = None,
+        networks: "Sequence[NetworkPart]" = (),
     ) -> None:
         self.encoders = dict(encoders)
         self.heads = dict(heads or {})
         self.parts = list(parts)
+        self.networks = list(networks)
         self.size = size
         self.sigma = sigma
 
@@ -244,7 +249,7 @@ class Detector:
         """Score uint8 RGB images, (N, H, W, 3) or a list of (H, W, 3) of any sizes.
 
         Returns image scores (N,) float32 and anomaly maps (N, size, size) float32; higher is more anomalous. Both are
-        means over the compositions of distances in units of the held-out good images' standard deviation.
+        means over compositions and networks of scores in units of the held-out good images' standard deviation.
         """
         scores = np.empty(len(images), np.float32)
         maps = np.empty((len(images), self.size, self.size), np.float32)
@@ -268,21 +273,24 @@ class Detector:
             if part.for_map:
                 cells = distances if part.composition.is_dense else self._activation(part, images)
                 grids.append((part.composition, part.map_scale.apply(cells)))
-        return np.mean(scores, axis=0), self._merged_maps(grids, len(images))
+        own = [network.score(images) for network in self.networks]
+        scores += [score for score, _ in own]
+        return np.mean(scores, axis=0), self._merged_maps(grids, [maps for _, maps in own], len(images))
 
     def _activation(self, part: Part, images: Tensor) -> np.ndarray:
         """GradCAM (N, h·w) of one part."""
         name = part.composition.encoder
         return activation(part.composition, part.scorer, self.encoders[name], self.heads.get(name), images)
 
-    def _merged_maps(self, grids: list[tuple[Composition, np.ndarray]], count: int) -> np.ndarray:
-        """Mean of the compositions' maps (N, size, size) from their standardised distances (N, grid²)."""
-        if not grids:
+    def _merged_maps(self, grids: list[tuple[Composition, np.ndarray]], own: list[Tensor], count: int) -> np.ndarray:
+        """Mean (N, size, size) of the compositions' standardised distances (N, grid²) and of networks' own maps."""
+        if not grids and not own:
             return np.zeros((count, self.size, self.size), np.float32)
         total = torch.zeros(count, 1, self.size, self.size)
         for composition, distances in grids:
             total += grown(distances, composition, self.size, self.size)
-        return gaussian_blur(total / len(grids), self.sigma)[:, 0].numpy()
+        total += sum(own)
+        return gaussian_blur(total / (len(grids) + len(own)), self.sigma)[:, 0].numpy()
 
 
 def activation(

@@ -115,7 +115,7 @@ def measure(capsule: Capsule, scored: Scored, params: EvaluationParams, seed: in
         "threshold_guarantee": capsule.selection["threshold_guarantee"],
         "exam_mark": capsule.selection["held_out_marks"][capsule.selection["encoder"]],
         "encoder": capsule.selection["encoder"],
-        "training_helped": capsule.selection["encoder"] == "trained" if capsule.method != "pretrained" else None,
+        "training_helped": capsule.selection["encoder"] != "pretrained" if capsule.method != "pretrained" else None,
         "counts": {"good": int((~labels).sum()), "defect": int(labels.sum())},
         "by_kind": {kind: _kind_figures(scored, kind, capsule.threshold) for kind in scored.defect_kinds},
         "capsule_digest": capsule.digest,
@@ -197,6 +197,7 @@ def report(run: Run, capsule: Capsule, metrics: dict[str, Any], places: Places) 
             history_figure(history, pictures / "history.png")
         run.log_figure_files(pictures, folder="training")
     run.log_figure_files(places.prepared / "contact_sheet.png", places.encoder / "training.json", folder="training")
+    run.log_figure_files(*sorted(places.prepared.glob("nsa*.*")), folder="training")
     run.log_figure_files(places.validation, folder="validation")
     run.log_figure_files(places.evaluation, places.metrics, folder="evaluation")
     run.set_tags({"flawline.encoder": capsule.selection["encoder"]})

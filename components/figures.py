@@ -37,22 +37,33 @@ Draw = Callable[[int], Image.Image]
 
 
 def contact_sheet(
-    images: Sequence[NDArray[np.uint8]], captions: Sequence[str], path: Path, columns: int = 8, title: str = ""
+    images: Sequence[NDArray[np.uint8]],
+    captions: Sequence[str],
+    path: Path,
+    columns: int = 8,
+    title: str = "",
+    masks: Sequence[NDArray[np.bool_] | None] | None = None,
+    tile: int = LARGEST_TILE,
 ) -> None:
     """Write the images as a grid with a caption under each.
 
     images: each (H, W, 3) uint8 RGB, any size and shape; captions: one per image, lines parted by a newline, cut
-    with an ellipsis where too long. Tiles shrink from 256 px until the file is at most about 600 KB.
+    with an ellipsis where too long. masks: each (H, W) bool or None, drawn as a contour. Tiles shrink from `tile`
+    pixels until the file is at most about 600 KB.
     """
     if len(images) != len(captions):
         raise ValueError(f"{len(images)} images but {len(captions)} captions")
     columns = max(1, min(columns, len(images)))
+    outlines = masks or [None] * len(images)
 
     def draw(size: int) -> Image.Image:
-        blocks = [([_tile(image, size)], caption) for image, caption in zip(images, captions, strict=True)]
+        blocks = [
+            ([_outlined(_tile(image, size), mask, image.shape[:2])], caption)
+            for image, mask, caption in zip(images, outlines, captions, strict=True)
+        ]
         return _grid(blocks, size, columns, title, [])
 
-    _write_small(draw, path)
+    _write_small(draw, path, tile)
 
 
 def map_gallery(
@@ -402,9 +413,8 @@ def _write_chart(figure: Figure, path: Path) -> None:
     write_bytes(path, _png(Image.fromarray(np.ascontiguousarray(pixels))))
 
 
-def _write_small(draw: Draw, path: Path) -> None:
-    """Write the drawing with the largest tiles that keep the file small, or with the smallest tiles there are."""
-    size = LARGEST_TILE
+def _write_small(draw: Draw, path: Path, size: int = LARGEST_TILE) -> None:
+    """Write the drawing with tiles of `size`, or the largest that keep the file small, or the smallest there are."""
     data = _png(_rounded(draw(size)))
     while len(data) > MAX_BYTES and size > SMALLEST_TILE:
         ratio = min(0.94, (MAX_BYTES / len(data)) ** 0.5)  # a file is about as large as its area

@@ -43,15 +43,32 @@ from components.exam import (
 from components.files import read_json
 from components.head import FILE as HEAD_FILE
 from components.head import load_head
+from components.methods import NSA_GDE, encoder_method
+from components.network_fit import Baseline, open_network, with_network
+from components.nsa_settings import load_nsa_params
 from components.params import Params
 from components.places import Places
 from components.prepared import Prepared, batches, load_prepared
 from components.runtime import use_threads
 from components.stage import run_stage
+from components.views import view_of
 
 PRETRAINED, TRAINED = "pretrained", "trained"
 # What the capsule says it was made with: no more than this stage's params in dvc.yaml, or its bytes would grow stale.
-MAKING = ("method", "seed", "threads", "image", "synthesis", "backbone", "training", "patch", "fit", "threshold")
+MAKING = (
+    "method",
+    "seed",
+    "threads",
+    "image",
+    "synthesis",
+    "backbone",
+    "training",
+    "patch",
+    "network",
+    "nsa",
+    "fit",
+    "threshold",
+)
 GOLDEN = 4
 HELD_MOST = 1000  # good images whose features are held in memory: half a GiB at 256 px
 SIGMA = 2.0  # of the receptive field's Gaussian, in 1/256 of the image's side
@@ -93,14 +110,24 @@ def main(category: str, params: Params) -> None:
     choice = choose({name: encoders[name] for name in heads} or encoders, prepared, params)
     say_if_training_did_not_help(category, choice)
     detector, calibration = fit_detector(choice, encoders, prepared, params, heads)
-    capsule = make_capsule(detector, calibration, choice, prepared, params)
+    selection: dict[str, Any] = {}
+    if network := open_network(places.encoder, params):
+        unseen = params.model_copy(update={"fit": params.fit.model_copy(update={"refit": False})})
+        baseline = Baseline(
+            choice.encoder, detector, calibration, fit_detector(choice, encoders, prepared, unseen, heads)[0]
+        )
+        kind = load_nsa_params(places.prepared)[1]["kind"]
+        view = view_of(params.network, kind, category)
+        detector, calibration, selection = with_network(baseline, network, prepared, params, view)
+    capsule = make_capsule(detector, calibration, choice, prepared, params, selection)
     save_capsule(capsule, golden_images(prepared), places.capsule)
 
 
 def load_encoders(folder: Path, params: Params) -> dict[str, Encoder]:
     """The representation before training, and the trained one where training was kept by its own exam."""
     encoders = {PRETRAINED: build_encoder(params.backbone, params.seed)}
-    if read_json(folder / "training.json")["kept_step"] > 0:
+    trained = encoder_method(params.method) != "pretrained" or params.method == NSA_GDE
+    if trained and read_json(folder / "training.json")["kept_step"] > 0:
         encoders[TRAINED] = load_encoder(folder)
     return encoders
 
@@ -310,9 +337,17 @@ def calibration_scores(parts: Sequence[Part], distances: Mapping[Composition, np
 
 
 def make_capsule(
-    detector: Detector, calibration: np.ndarray, choice: Choice, prepared: Prepared, params: Params
+    detector: Detector,
+    calibration: np.ndarray,
+    choice: Choice,
+    prepared: Prepared,
+    params: Params,
+    selection: Mapping[str, Any] | None = None,
 ) -> Capsule:
-    """Set the threshold from the held-out good images' scores (n,), and put everything together."""
+    """Set the threshold from the held-out good images' scores (n,), and put everything together.
+
+    selection: what replaces or adds to the summary of the choice.
+    """
     wish = params.threshold
     threshold = split_conformal_threshold(calibration, wish.false_alarm_rate)
     return Capsule(
@@ -322,9 +357,10 @@ def make_capsule(
         threshold=threshold.value,
         calibration=calibration,
         selection=selection_summary(choice)
+        | dict(selection or {})
         | {
             "threshold_guaranteed_rate": threshold.guaranteed,
-            "threshold_guarantee": guarantee_words(len(calibration), prepared, params),
+            "threshold_guarantee": guarantee_words(len(calibration), prepared, params, bool(detector.parts)),
         },
         provenance={
             "data_digest": prepared.data_digest,
@@ -334,10 +370,10 @@ def make_capsule(
     )
 
 
-def guarantee_words(count: int, prepared: Prepared, params: Params) -> str:
-    """What the threshold promises, and that the promise is approximate where the density learned those images too."""
+def guarantee_words(count: int, prepared: Prepared, params: Params, has_density: bool = True) -> str:
+    """What the threshold promises, and that the promise is approximate where a density learned those images too."""
     words = guarantee(count, params.threshold.false_alarm_rate, params.threshold.confidence).words
-    if learns_held_out(prepared, params):
+    if has_density and learns_held_out(prepared, params):
         words += " (approximately: cross-fitted, each scored by a density that has learned all but its fold)"
     return words
 

@@ -52,6 +52,18 @@ def read_mask(path: Path, limits: ImageLimits) -> np.ndarray:
         return np.array(image) > 0
 
 
+def read_grey(path: Path, limits: ImageLimits) -> tuple[np.ndarray, dict[str, str]]:
+    """Read one image's grey values as they are stored: (H, W) uint8, or uint16 for a deep image; and its PNG texts.
+
+    Colour images become grey, transparency is laid over black. Raises UserError as `read_image` does.
+    """
+    with _opened(path, limits) as image:
+        texts = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
+        if image.mode.startswith("I"):
+            return _values_of_16_bit(image, path).astype(np.uint16), texts
+        return np.array(_as_rgb(image, path).convert("L")), texts
+
+
 def mask_values(path: Path, limits: ImageLimits) -> np.ndarray:
     """The distinct grey values of a mask, sorted: a proper mask has at most two."""
     with _opened(path, limits) as image:
@@ -135,7 +147,11 @@ def _as_rgb(image: Image.Image, path: Path | str) -> Image.Image:
 
 
 def _from_16_bit(image: Image.Image, path: Path | str) -> Image.Image:
+    return Image.fromarray(((_values_of_16_bit(image, path) + 128) // 257).astype(np.uint8))
+
+
+def _values_of_16_bit(image: Image.Image, path: Path | str) -> np.ndarray:
     values = np.array(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise UserError(f"{path} holds pixel values outside 0…65535: convert it to 8 or 16 bit.")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    return values

@@ -4,11 +4,11 @@ First the head alone on the encoder's fixed features, then all layers; one cosin
 of (seed, category, step), so a run that was killed and resumed ends with the bytes of one that was not.
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,10 +21,19 @@ from components.draws import SampleKeys
 from components.errors import UserError
 from components.head import projection_head
 from components.params import TrainingParams
-from components.tasks import Task
+from components.pool import in_order
 
 Examiner = Callable[[Encoder], float]
 Listener = Callable[[int, dict[str, float]], None]
+
+
+class Lesson(Protocol):
+    """What is learned, such as `components.tasks.Task`: batches of images with labels, in so many classes."""
+
+    @property
+    def classes(self) -> int: ...
+
+    def batch(self, images: Tensor, keys: SampleKeys) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass
@@ -54,7 +63,7 @@ class Learner:
     def __init__(
         self,
         encoder: Encoder,
-        task: Task,
+        task: Lesson,
         images: np.ndarray,
         rows: np.ndarray,
         params: TrainingParams,
@@ -66,10 +75,10 @@ class Learner:
     ) -> None:
         self.device = choose_device(params.device)
         self.encoder = encoder.to(self.device)
-        self.head = projection_head(encoder.width, params.projection, task.classes, seed).to(self.device)
         self.task, self.images, self.rows, self.params = task, images, rows, params
         self.seed, self.category = seed, category
         self.examiner, self.checkpoint = examiner, checkpoint
+        self.head = self.make_head().to(self.device)
         self.progress = Progress()
         self.kept = _weights(self.encoder.body)
         self.kept_head: dict[str, Tensor] | None = None
@@ -88,10 +97,11 @@ class Learner:
         """
         optimizer = self._resume()
         self._sit_exam(listen)
+        made = in_order(self.batch, range(self.progress.step, self.total_steps), self.params.workers)
         while self.progress.step < self.total_steps:
             if self.progress.step == self.params.head_steps:
                 optimizer = self._optimizer()
-            listen(self.progress.step + 1, self._take_step(optimizer))
+            listen(self.progress.step + 1, self._take_step(optimizer, *next(made)))
             self._sit_exam(listen)
             if self.progress.step % self.params.checkpoint_steps == 0 and self.progress.step < self.total_steps:
                 self._save(optimizer)
@@ -99,6 +109,10 @@ class Learner:
         self.head.load_state_dict(self.kept_head or self.head.state_dict())
         self.head.to("cpu").eval()
         return self.encoder.to("cpu").eval()
+
+    def make_head(self) -> nn.Module:
+        """What learns on top of the encoder: here the projection head with the task's classes."""
+        return projection_head(self.encoder.width, self.params.projection, self.task.classes, self.seed)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """The uint8 images (B·k, 3, S, S) and labels (B·k,) of one step."""
@@ -108,17 +122,30 @@ class Learner:
         keys = SampleKeys(self.seed, self.category, epochs, rows)
         return self.task.batch(as_tensor(np.ascontiguousarray(self.images[rows])), keys)
 
+    def loss(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+        """The loss of one batch, and the share of it that is answered right."""
+        accuracy = (outputs.argmax(dim=1) == labels).float().mean().item()
+        return nn.functional.cross_entropy(outputs, labels), accuracy
+
+    def outputs(self, images: Tensor, learns: bool) -> Tensor:
+        """What `loss` takes, of uint8 images; without gradients of the encoder unless it learns."""
+        with torch.set_grad_enabled(learns):
+            features = self.encoder(images)  # (B·k, width)
+        return self.head(features)  # (B·k, classes)
+
+    def mark(self) -> float:
+        """The exam mark of the present weights."""
+        return self.examiner(self.encoder)
+
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, epoch]).permutation(self.rows)
 
-    def _take_step(self, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    def _take_step(self, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> dict[str, float]:
         rate = self._rate(self.progress.step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        images, labels = self.batch(self.progress.step)
         labels = labels.to(self.device)
-        logits = self._forward(images)  # (B·k, classes)
-        loss = nn.functional.cross_entropy(logits, labels)
+        loss, accuracy = self.loss(self._forward(images), labels)
         if not math.isfinite(loss.item()):
             raise UserError(
                 f"The training on {self.category} diverged at step {self.progress.step + 1}: lower training.rate or "
@@ -128,7 +155,6 @@ class Learner:
         loss.backward()
         optimizer.step()
         self.progress.step += 1
-        accuracy = (logits.argmax(dim=1) == labels).float().mean().item()
         row = {"loss": loss.item(), "accuracy": accuracy, "rate": rate}
         self.progress.history.append({"step": self.progress.step, **row})
         return row
@@ -138,15 +164,13 @@ class Learner:
         self.encoder.train(not in_head_phase and not self.params.freeze_batch_norm)
         bf16 = self.params.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            with torch.set_grad_enabled(not in_head_phase):
-                features = self.encoder(images)  # (B·k, width)
-            return self.head(features).float()
+            return self.outputs(images, not in_head_phase).float()
 
     def _optimizer(self) -> torch.optim.Optimizer:
         """A fresh optimizer for the phase that begins at the present step."""
         parameters = list(self.head.parameters())
         if self.progress.step >= self.params.head_steps:
-            parameters += list(_trainable(self.encoder, self.params.freeze_batch_norm))
+            parameters += [p for p in _trainable(self.encoder, self.params.freeze_batch_norm) if p.requires_grad]
         rate = self._rate(self.progress.step)
         if self.params.optimizer == "adam":
             return torch.optim.Adam(parameters, rate, weight_decay=self.params.weight_decay)
@@ -156,7 +180,7 @@ class Learner:
         """Learning rate of a step: half a cosine from the phase's rate down to zero."""
         if step < self.params.head_steps:
             return cosine(self.params.head_rate, step, self.params.head_steps)
-        return cosine(self.params.rate, step - self.params.head_steps, self.params.steps)
+        return cosine(self.params.rate, step - self.params.head_steps, self.params.steps, self.params.final_rate)
 
     def _sit_exam(self, listen: Listener) -> None:
         """Mark the encoder where its weights can have changed since the last mark, and keep the best."""
@@ -167,7 +191,7 @@ class Learner:
         if not due or step in self.progress.marks:
             return
         self.encoder.eval()
-        mark = self.examiner(self.encoder)
+        mark = self.mark()
         if not self.progress.marks or mark > max(self.progress.marks.values()):
             self.progress.kept_step, self.kept = step, _weights(self.encoder.body)
             self.kept_head = _weights(self.head) if step else None
@@ -206,9 +230,9 @@ class Learner:
         return optimizer
 
 
-def cosine(rate: float, step: int, steps: int) -> float:
-    """Half a cosine from `rate` at step 0 down to 0 at `steps`."""
-    return rate * 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))
+def cosine(rate: float, step: int, steps: int, final: float = 0.0) -> float:
+    """Half a cosine from `rate` at step 0 to `final` at `steps`."""
+    return final + (rate - final) * 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))
 
 
 def choose_device(name: str) -> torch.device:
@@ -226,4 +250,4 @@ def _trainable(encoder: Encoder, freeze_batch_norm: bool) -> Iterator[nn.Paramet
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in copy.copy(module.state_dict()).items()}
+    return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}

@@ -31,6 +31,7 @@ SMALLEST_MASK = 50  # pixels; smaller masks are skipped, as the paper's generato
 OBJECT_RULE = "share of the source patch on the object"
 OVERLAP_RULE = "overlap of the patch with the target's object"
 SIZE_RULE = f"a mask of at least {SMALLEST_MASK} pixels"
+CHANGE_RULE = "a change of more than one grey level"
 
 _FIRST_TRIES = 16  # drawn for every patch; the rest only where these fail
 _DRAWS_PER_PATCH = 6 + 2 * 2 * _FIRST_TRIES
@@ -38,6 +39,10 @@ _MASK_FILTER = 7
 _LABEL_FILTER = 5
 _LABEL_MARGIN = 5  # the disk's radius: how far a pixel's label can see
 _WINDOW_COST = 16384  # pixels: what a window of its own costs in time
+
+
+class NoPatchError(UserError):
+    """No patch fits: the images are smaller than the smallest one."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,9 @@ PAPER_SETTINGS: dict[str, NsaParams] = {
 }
 """The paper's hand-made settings of the 15 MVTec AD categories (its table in the supplement), with logistic labels."""
 
+UNALIGNED = frozenset({"hazelnut", "metal_nut", "screw"})
+"""Those of its objects that lie any way round; it trains them longer."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -166,11 +174,11 @@ class NsaSample:
 
 
 def prepare(image: NDArray[np.uint8], params: NsaParams) -> Prepared:
-    """Split a uint8 (H, W, 3) image into planes and find its object; raises UserError if no patch fits in it."""
+    """Split a uint8 (H, W, 3) image into planes and find its object; raises NoPatchError if no patch fits in it."""
     height, width = image.shape[:2]
     tallest, widest = (round(bounds[1] * side) for bounds, side in zip(_bounds(params), (height, width), strict=True))
     if (tallest - 2) * (widest - 2) < SMALLEST_MASK:
-        raise UserError(
+        raise NoPatchError(
             f"An image of {width} × {height} pixels is too small for synthetic patches: its largest patch has "
             f"{widest} × {tallest} pixels and breaks the rule '{SIZE_RULE}'; use larger images or size bounds."
         )

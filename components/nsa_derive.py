@@ -1,7 +1,7 @@
 """Settings of the NSA generator for a new category, from its good images alone, and what its samples look like.
 
 The paper sets them by hand for 15 categories (`components.nsa.PAPER_SETTINGS`); the rules here follow what its choices
-have in common.
+have in common. What the section `nsa` of params.yaml gives is taken as it is, and the rest derived in keeping with it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,17 +17,22 @@ from scipy.ndimage import distance_transform_edt
 from skimage.filters import threshold_otsu
 
 from components.draws import SampleKeys
-from components.nsa import Label, NsaParams, NsaSample, Prepared, nsa_batch, prepare
+from components.errors import UserError
+from components.nsa import CHANGE_RULE, Label, NsaParams, NsaSample, Prepared, nsa_batch, prepare
+from components.params import NsaSection
 
-_IMAGES = 64
 _SAMPLES = 64
+_SMALLEST_SIDE = 10  # pixels: without its border, a square of them has over SMALLEST_MASK
 _RING = 0.04  # of the side: what counts as the image's rim
 _PLAIN_RIM, _OBJECT_INSIDE, _SEPARATION = 0.05, 0.15, 0.7
 _ALIGNED = 0.6
 _THIN = 0.25
+_LOWER_BOUND = 0.03
 _UPPER_BOUNDS = (0.06, 0.4)
 _STEEPNESS = 2.4  # k · x0; the paper's choices lie between 2 and 3
-_MOST_REFUSED = 0.9
+_MOST_UNCHANGED = 0.5  # share of samples; small images alone lose some to the rule of size
+
+_ALL_DERIVED = NsaSection()
 
 Grey = NDArray[np.float32]
 
@@ -57,27 +63,58 @@ class NsaStatistics:
 
 
 def derive_params(
-    images: Sequence[NDArray[np.uint8]], category: str, seed: int = 0, label: Label = "logistic"
+    images: Sequence[NDArray[np.uint8]],
+    category: str,
+    seed: int = 0,
+    label: Label = "logistic",
+    given: NsaSection = _ALL_DERIVED,
 ) -> tuple[NsaParams, NsaStatistics]:
-    """Settings for a category from its good images, uint8 (H, W, 3) each of one size.
+    """Settings for a category from its good images, uint8 (H, W, 3) each of one size, and from what is `given`.
 
     Background: the rim's median grey level, and a tolerance half-way between Otsu's two classes of distances to it;
     taken only if the rim is plain and the middle is not. Object: has such a background, or is aligned. Size bounds: .45
     of an aligned object's box, .8 of the thickness of any other. Midpoint x0: the mean difference of trial samples, or
     their lower quartile for an object that is not aligned, where small changes count already; steepness 2.4 / x0.
-    Raises UserError if the images are too small for any patch.
+    Raises UserError (NoPatchError) if the images are too small for any patch.
     """
-    chosen = [images[i] for i in np.unique(np.linspace(0, len(images) - 1, _IMAGES).astype(int))]
-    statistics = _geometry(np.stack([image.mean(axis=-1, dtype=np.float32) for image in chosen]))
-    params = _shape_params(statistics)
-    differences = _differences([prepare(image, params) for image in chosen], category, seed, params)
+    statistics = _geometry(np.stack([image.mean(axis=-1, dtype=np.float32) for image in images]), given)
+    params = apply_given(_shape_params(statistics, min(images[0].shape[:2])), given)
+    differences = _differences([prepare(image, params) for image in images], category, seed, params)
     if differences.size:
         quantiles = [float(value) for value in np.quantile(differences, (0.1, 0.25, 0.5, 0.75, 0.9))]
         statistics = replace(statistics, differences=(*quantiles, float(differences.mean())))
         unaligned_object = statistics.kind == "object" and not statistics.aligned
         x0 = max(quantiles[1] if unaligned_object else float(differences.mean()), 2 * params.change_tolerance)
-        params = replace(params, x0=x0, k=_STEEPNESS / x0)
+        x0 = given.x0 or x0
+        params = replace(params, x0=x0, k=given.k or _STEEPNESS / x0)
     return replace(params, label=label), statistics
+
+
+def apply_given(params: NsaParams, given: NsaSection) -> NsaParams:
+    """The same settings, but for what is given; raises UserError for an object mask without its tolerance."""
+    values = {
+        "background": given.background,
+        "tolerance": given.tolerance,
+        "height_bounds": given.height,
+        "width_bounds": given.width,
+        "resize_bounds": given.resize,
+        "patches": given.max_patches,
+        "gradients": None if given.gradients == "auto" else given.gradients,
+        "min_object": given.min_object,
+        "min_overlap": given.min_overlap,
+        "k": given.k,
+        "x0": given.x0,
+    }
+    chosen: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+    if given.mask == "none":
+        chosen |= {"background": None, "tolerance": 0.0}
+    params = replace(params, **chosen, tries=given.tries, faithful=given.faithful, exact_mask=given.exact_mask)
+    wants_mask = given.mask == "background" or (given.background, given.tolerance) != (None, None)
+    if wants_mask and (params.background is None or not params.tolerance):
+        raise UserError(
+            "The object mask needs both nsa.background and nsa.tolerance in params.yaml: set the other too."
+        )
+    return params
 
 
 def sample_statistics(samples: Sequence[NsaSample]) -> dict[str, float | list[int] | dict[str, int]]:
@@ -99,43 +136,49 @@ def sample_statistics(samples: Sequence[NsaSample]) -> dict[str, float | list[in
 
 
 def sample_warnings(images: Sequence[Prepared], samples: Sequence[NsaSample], category: str) -> list[str]:
-    """Sentences for a person: a category of one image, or one whose patches a rule refuses (nearly) always."""
+    """Sentences for a person: a category of one image, or one whose samples mostly stay unchanged."""
     warnings = []
     if len(images) == 1:
         warnings.append(f"{category} has one good image only, so its patches come from the image they are pasted into.")
     unchanged = float(np.mean([not sample.changed for sample in samples]))
     refused = sum((sample.refused for sample in samples), Counter[str]())
-    if unchanged > 1 - _MOST_REFUSED and refused:
-        rule, count = refused.most_common(1)[0]
+    if unchanged > _MOST_UNCHANGED:
+        tries = sum(sample.tries for sample in samples)
+        reasons = [f"the rule '{rule}' refused {count} of {tries} tries" for rule, count in refused.most_common()]
+        unseen = sum(not sample.changed and sample.patches > 0 for sample in samples)
+        if unseen:
+            reasons.append(f"the patches of {unseen} do not meet the rule '{CHANGE_RULE}'")
         warnings.append(
-            f"{unchanged:.0%} of {category}'s synthetic samples stay unchanged: the rule '{rule}' refused {count} of "
-            f"{sum(sample.tries for sample in samples)} tries; check the background's level and tolerance, or lower it."
+            f"{unchanged:.0%} of {category}'s synthetic samples stay unchanged: {' and '.join(reasons)}; "
+            "see nsa_sheet.png, and set mask, background, tolerance, height or width in section nsa of params.yaml."
         )
     return warnings
 
 
-def _geometry(grey: Grey) -> NsaStatistics:
+def _geometry(grey: Grey, given: NsaSection) -> NsaStatistics:
     """All that needs no samples, from grey images (N, H, W)."""
     rim, inner = _rim(grey.shape[1:]), _inner(grey.shape[1:])
-    background = float(np.median(grey[:, rim]))
+    background = float(np.median(grey[:, rim])) if given.background is None else given.background
     distance = np.abs(grey - background)
-    tolerance = _tolerance(distance)
+    tolerance = _tolerance(distance) if given.tolerance is None else given.tolerance
     beyond = distance > tolerance
     shares = [float(beyond[:, part].mean()) for part in (rim, inner)]
     separation, alignment = _separation(distance, beyond), _alignment(grey)
     plain = shares[0] < _PLAIN_RIM and shares[1] > _OBJECT_INSIDE and separation > _SEPARATION
-    extent, thickness = _object_size(beyond) if plain else ((1.0, 1.0), 1.0)
-    aligned = alignment > _ALIGNED
-    kind = "object" if plain or aligned else "texture"
+    masked = plain if given.mask == "auto" else given.mask == "background"
+    masked = masked or (given.background, given.tolerance) != (None, None)
+    extent, thickness = _object_size(beyond) if masked and beyond.any() else ((1.0, 1.0), 1.0)
+    aligned = alignment > _ALIGNED if given.aligned is None else given.aligned
+    kind = ("object" if plain or aligned else "texture") if given.object == "auto" else given.object
     return NsaStatistics(
         kind=kind,
         aligned=aligned,
         background=background,
-        tolerance=tolerance if plain else 0.0,
+        tolerance=tolerance if masked else 0.0,
         separation=separation,
         rim_share=shares[0],
         inner_share=shares[1],
-        object_share=float(beyond.mean()) if plain else 1.0,
+        object_share=float(beyond.mean()) if masked else 1.0,
         alignment=alignment,
         extent=extent,
         thickness=thickness,
@@ -143,21 +186,34 @@ def _geometry(grey: Grey) -> NsaStatistics:
     )
 
 
-def _shape_params(statistics: NsaStatistics) -> NsaParams:
-    """Everything but the logistic label's k and x0; the label is continuous."""
+def _shape_params(statistics: NsaStatistics, side: int) -> NsaParams:
+    """Everything but the logistic label's k and x0, for images of `side` pixels; the label is continuous."""
+    masked: dict[str, Any] = (
+        {"background": statistics.background, "tolerance": statistics.tolerance} if statistics.tolerance else {}
+    )
+    least = max(_LOWER_BOUND, round(_SMALLEST_SIDE / 2 / side, 3))
     if statistics.kind == "texture":
-        return NsaParams(label="continuous", resize_bounds=(0.5, 2.0), patches=4, gradients="mixed")
+        bounds = least, _UPPER_BOUNDS[1]
+        return NsaParams(
+            label="continuous",
+            height_bounds=bounds,
+            width_bounds=bounds,
+            resize_bounds=(0.5, 2.0),
+            patches=4,
+            gradients="mixed",
+            **masked,
+        )
     thin = statistics.thickness < _THIN
-    sides = [0.45 * side for side in statistics.extent] if statistics.aligned else [0.8 * statistics.thickness] * 2
-    height, width = (round(min(max(side, _UPPER_BOUNDS[0]), _UPPER_BOUNDS[1]), 3) for side in sides)
+    sides = [0.45 * extent for extent in statistics.extent] if statistics.aligned else [0.8 * statistics.thickness] * 2
+    least_upper = max(_UPPER_BOUNDS[0], _SMALLEST_SIDE / side)
+    height, width = (round(min(max(length, least_upper), _UPPER_BOUNDS[1]), 3) for length in sides)
     return NsaParams(
         label="continuous",
-        height_bounds=(0.03, height),
-        width_bounds=(0.03, width),
+        height_bounds=(least, height),
+        width_bounds=(least, width),
         patches=4 if thin else 3,
-        background=statistics.background if statistics.tolerance else None,
-        tolerance=statistics.tolerance,
         min_object=0.5 if thin else 0.7,
+        **masked,
     )
 
 

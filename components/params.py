@@ -4,16 +4,25 @@ A preset is a file in `components/presets/` with only the values in which it dif
 writes them into `params.yaml`, which stays the single place that says what is computed.
 """
 
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from components.errors import UserError
 from components.images import ImageLimits
 
 PRESETS = Path(__file__).parent / "presets"
+
+_Value = TypeVar("_Value")
+Auto = Annotated[
+    _Value | None,
+    BeforeValidator(lambda value: None if value == "auto" else value),
+    PlainSerializer(lambda value: "auto" if value is None else value),
+]
+"""A value, or None where params.yaml says `auto`: found from the good images."""
 
 Method = Literal[
     "pretrained",
@@ -25,6 +34,13 @@ Method = Literal[
     "cutout",
     "confetti",
     "cutpaste-patch",
+    "nsa-binary",
+    "nsa-continuous",
+    "nsa-logistic",
+    "fpi",
+    "pii",
+    "nsa-gde",
+    "nsa-cutpaste",
 ]
 
 
@@ -108,6 +124,56 @@ class SynthesisParams(_Section):
         return self
 
 
+class NsaSection(_Section):
+    """Natural Synthetic Anomalies (`components.nsa`); what is "auto" (None) comes from `settings`.
+
+    settings: "derived" from the category's good images, or "paper", the hand-made row of the paper's category.
+    object: whether the category is an object or a texture; aligned: whether the object always lies the same way. Both
+    decide how the others are derived.
+    mask: whether patches must lie on the object, which is what differs from the background: "none" asks no rule.
+    background, tolerance: mean grey level of the background, and how far the object's differs more.
+    height, width: bounds of half a patch's side as shares of the image's; resize: of the resize factor.
+    max_patches: most patches of a sample. gradients: of the Poisson blend.
+    min_object: least share of a patch on the object. min_overlap: least share of a patch's object on the target's.
+    tries: places tried for either rule. k, x0: steepness and midpoint of the logistic label, in grey levels.
+    faithful: overlapping patches overwrite each other's label as in the official code, instead of being joined.
+    exact_mask: blend on the mask itself and not on its rectangle (slower).
+    score: the image's score is the mean of its map, or of the map's highest hundredth ("top").
+    """
+
+    settings: Literal["derived", "paper"] = "derived"
+    object: Literal["auto", "object", "texture"] = "auto"
+    aligned: Auto[bool] = None
+    mask: Literal["auto", "background", "none"] = "auto"
+    background: Auto[Annotated[float, Field(ge=0, le=255)]] = None
+    tolerance: Auto[Annotated[float, Field(gt=0, le=255)]] = None
+    height: Auto[tuple[float, float]] = None
+    width: Auto[tuple[float, float]] = None
+    resize: Auto[tuple[float, float]] = None
+    max_patches: Auto[Annotated[int, Field(ge=1, le=16)]] = None
+    gradients: Literal["auto", "source", "mixed"] = "auto"
+    min_object: Auto[Annotated[float, Field(ge=0, lt=1)]] = None
+    min_overlap: Auto[Annotated[float, Field(ge=0, lt=1)]] = None
+    tries: int = Field(200, ge=1, le=10_000)
+    k: Auto[Annotated[float, Field(gt=0)]] = None
+    x0: Auto[Annotated[float, Field(gt=0, le=255)]] = None
+    faithful: bool = False
+    exact_mask: bool = False
+    score: Literal["mean", "top"] = "mean"
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        for name, most in (("height", 0.5), ("width", 0.5), ("resize", 10.0)):
+            bounds = getattr(self, name)
+            if bounds and not 0 < bounds[0] <= bounds[1] <= most:
+                raise ValueError(f"{name} must be two numbers in ascending order, above 0 and at most {most}")
+        if self.mask == "none" and (self.background, self.tolerance) != (None, None):
+            raise ValueError("background and tolerance find a mask, but mask is 'none'")
+        if self.settings == "paper" and (self.object != "auto" or self.aligned is not None):
+            raise ValueError("object and aligned decide what is derived, but settings is 'paper'")
+        return self
+
+
 class BackboneParams(_Section):
     """The network: a name of timm's, or `torchvision/NAME`; and where its weights come from.
 
@@ -120,12 +186,17 @@ class BackboneParams(_Section):
 
 
 class TrainingParams(_Section):
-    """Self-supervised training: first the head alone, then all layers (section 4.3), one cosine cycle each."""
+    """Self-supervised training: first the head alone, then all layers (section 4.3), one cosine cycle each.
+
+    final_rate: what the learning rate of the second phase ends at.
+    workers: processes that make the batches ahead, the same bytes as none, so that a GPU need not wait for them.
+    """
 
     head_steps: int = Field(0, ge=0)
     head_rate: float = Field(0.03, gt=0)
     steps: int = Field(0, ge=0)
     rate: float = Field(1e-4, gt=0)
+    final_rate: float = Field(0.0, ge=0)
     optimizer: Literal["sgd", "adam"] = "sgd"
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(3e-5, ge=0)
@@ -134,6 +205,7 @@ class TrainingParams(_Section):
     freeze_batch_norm: bool = True
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int = Field(0, ge=0, le=64)
     checkpoint_steps: int = Field(25, ge=1)
     exam_steps: int = Field(50, ge=1)
 
@@ -175,6 +247,88 @@ def check_patch_geometry(receptive_field: int, stride: int) -> None:
             f"patch.receptive_field must be a multiple of {2 * stride} from {4 * stride} where patch.stride is "
             f"{stride}, not {receptive_field}."
         )
+
+
+class ViewParams(_Section):
+    """What the network of NSA sees of an image; lengths in pixels at 256 px, scaled with the image.
+
+    resize: side that the whole image is brought to. rotation: largest turn about the middle, in degrees.
+    centre: side of the middle square that is kept. crop: side of the square cut from it at any place.
+    flip: whether half of the views are mirrored, left to right.
+    test: side of the middle square that is scored; 0 for the whole image.
+    """
+
+    resize: int = Field(256, ge=32)
+    rotation: float = Field(0.0, ge=0, le=180)
+    centre: int = Field(256, ge=32)
+    crop: int = Field(256, ge=32)
+    flip: bool = False
+    test: int = Field(0, ge=0, le=256)
+
+    @model_validator(mode="after")
+    def _within(self) -> Self:
+        if not self.crop <= self.centre <= self.resize:
+            raise ValueError(
+                f"crop {self.crop}, centre {self.centre} and resize {self.resize} must not decrease: each is cut from "
+                "the next"
+            )
+        return self
+
+
+class NetworkParams(_Section):
+    """The network of nsa-binary, -continuous, -logistic, fpi and pii (`components.decoder`), and how it is trained.
+
+    strides: of the encoder's levels which the decoder reads, the deepest first. reduction: channels of the decoder's
+    1×1 convolutions. widths: its channels after each doubling; linear interpolation goes the rest of the way.
+    frozen: the encoder's first blocks that stay as they are (0: all learn, the stem too).
+    head_steps, head_rate: a first phase in which only the decoder learns. steps: of the second, in which all does;
+    epochs: passes over the images to learn from instead, where not 0; epochs_of: the same by category.
+    rate, final_rate: Adam's at the beginning and the end of the second phase. batch, freeze_batch_norm, precision,
+    exam_steps: as in `training`, which gives the rest.
+    object_view, texture_view: what is seen of objects and of textures; `rotated`: the only categories that are turned,
+    all where empty.
+    keep: "exam" keeps the detector before training where the network's mark is worse by more than fit.margin;
+    "always" serves the network anyhow. Either says so.
+    """
+
+    strides: tuple[int, ...] = Field((32,), min_length=1)
+    reduction: tuple[int, ...] = (256, 128)
+    widths: tuple[int, ...] = (64, 64, 32, 32, 16)
+    frozen: int = Field(0, ge=0)
+    freeze_batch_norm: bool = False
+    head_steps: int = Field(0, ge=0)
+    head_rate: float = Field(1e-3, gt=0)
+    steps: int = Field(0, ge=0)
+    epochs: int = Field(0, ge=0)
+    epochs_of: dict[str, int] = {}
+    rate: float = Field(1e-3, gt=0)
+    final_rate: float = Field(1e-6, ge=0)
+    batch: int = Field(64, ge=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    exam_steps: int = Field(50, ge=1)
+    object_view: ViewParams = ViewParams()
+    texture_view: ViewParams = ViewParams()
+    rotated: tuple[str, ...] = ()
+    keep: Literal["exam", "always"] = "exam"
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if any(low >= high for high, low in pairwise(self.strides)):
+            raise ValueError(f"strides must begin with the deepest, not {list(self.strides)}")
+        if self.frozen and not self.freeze_batch_norm:
+            raise ValueError("frozen blocks keep their batch norm, but freeze_batch_norm is false")
+        return self
+
+    def steps_of(self, category: str, images: int) -> int:
+        """Steps of the second phase on so many images to learn from."""
+        epochs = self.epochs_of.get(category, self.epochs)
+        return epochs * -(-images // self.batch) if epochs else self.steps
+
+    def schedule(self, training: TrainingParams, category: str, images: int) -> TrainingParams:
+        """The training as the learner takes it: the keys that both sections have come from this one."""
+        own = {name: getattr(self, name) for name in TrainingParams.model_fields if hasattr(self, name)}
+        own |= {"steps": self.steps_of(category, images), "optimizer": "adam", "weight_decay": 0.0}
+        return training.model_copy(update=own)
 
 
 class FitParams(_Section):
@@ -296,9 +450,11 @@ class Params(_Section):
     image: ImageParams = ImageParams()
     validation: ValidationParams = ValidationParams()
     synthesis: SynthesisParams = SynthesisParams()
+    nsa: NsaSection = NsaSection()
     backbone: BackboneParams = BackboneParams()
     training: TrainingParams = TrainingParams()
     patch: PatchLevelParams = PatchLevelParams()
+    network: NetworkParams = NetworkParams()
     fit: FitParams = FitParams()
     threshold: ThresholdParams = ThresholdParams()
     evaluation: EvaluationParams = EvaluationParams()

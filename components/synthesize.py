@@ -1,9 +1,12 @@
 """Stage synthesize: bring the good images to the network's size, hold some out, and write the synthetic exam."""
 
+import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from components import cutpaste
 from components.dataset import ImageRecord, list_category
@@ -11,21 +14,27 @@ from components.detector import as_tensor
 from components.draws import SampleKeys
 from components.errors import UserError
 from components.figures import contact_sheet
-from components.files import new_directory, read_json
+from components.files import new_directory, read_json, write_json
 from components.images import read_image, resize_image
-from components.nsa import nsa_batch, prepare
-from components.nsa_derive import derive_params
-from components.params import Params, SynthesisParams
+from components.nsa import NoPatchError, NsaParams, nsa_batch, prepare
+from components.nsa_derive import sample_statistics, sample_warnings
+from components.nsa_settings import FILE, nsa_params_of, spread
+from components.params import Params
 from components.places import Places
+from components.pool import fill_pool
 from components.prepared import new_array, write_index
 from components.stage import run_stage
 from components.tasks import patch_params, scar_params
 
-Samples = tuple[np.ndarray, np.ndarray]  # uint8 (M, S, S, 3), bool (M, S, S)
-SampleMaker = Callable[[np.ndarray, SampleKeys, SynthesisParams], Samples]
+Samples = tuple[np.ndarray, np.ndarray]  # uint8 (B, S, S, 3), bool (B, S, S)
+SampleMaker = Callable[[np.ndarray], Samples]  # of numbers, int64 (B,)
+EXAM_KINDS = ("cutpaste", "scar", "nsa", "cutout")
 EXAM_EPOCH = 1 << 40  # no epoch of any training: the exam's samples are never trained on
+SHEET_EPOCH = EXAM_EPOCH + 1
+SHEET_SAMPLES, SHEET_TILE = 64, 96
 SHEET_SOURCES = 8
 CUTOUT_AREA = (0.003, 0.03)
+DEAR = 1 << 25  # pixels, as many as 512 samples of 256 × 256: from here on worker processes are worth their start
 
 
 def main(category: str, params: Params) -> None:
@@ -37,7 +46,8 @@ def main(category: str, params: Params) -> None:
     source = choose_exam(held_out, params.synthesis.exam_images, params.seed)
     with new_directory(places.prepared) as folder:
         images = write_images(folder, records, params)
-        write_exam(folder, images, source, category, params)
+        nsa = write_nsa(folder, images, np.flatnonzero(~held_out), category, params)
+        write_exam(folder, images, source, category, params, nsa)
         draw_sheet(folder, images, source)
         write_index(
             folder,
@@ -82,14 +92,49 @@ def write_images(folder: Path, records: list[ImageRecord], params: Params) -> np
     return images
 
 
-def write_exam(folder: Path, images: np.ndarray, source: np.ndarray, category: str, params: Params) -> None:
+def write_nsa(folder: Path, images: np.ndarray, rows: np.ndarray, category: str, params: Params) -> NsaParams | None:
+    """Settle how the category's natural synthetic anomalies are made, from the images `rows`, and show 64 of them.
+
+    Writes nsa.json (the settings, where each came from, what the samples measure, warnings) and nsa_sheet.png. Where no
+    patch fits in the images, says so, writes no sheet and returns None; UserError where the paper has no such category.
+    """
+    good = [np.ascontiguousarray(images[row]) for row in spread(rows)]
+    try:
+        chosen, report = nsa_params_of(params.nsa, good, category, params.seed)
+        pictures = [prepare(image, chosen) for image in good]
+    except NoPatchError as error:
+        print(f"{category}: {error}", file=sys.stderr)
+        write_json(folder / FILE, {"params": None, "warnings": [str(error)]})
+        return None
+    keys = SampleKeys.of(params.seed, category, SHEET_EPOCH, np.arange(SHEET_SAMPLES))
+    samples = nsa_batch(pictures, keys, chosen)
+    warnings = sample_warnings(pictures, samples, category)
+    for warning in warnings:
+        print(warning, file=sys.stderr)
+    contact_sheet(
+        [sample.image for sample in samples],
+        [f"{sample.mask.mean():.1%} changed" if sample.changed else "unchanged" for sample in samples],
+        folder / "nsa_sheet.png",
+        title=f"{category}: natural synthetic anomalies",
+        masks=[sample.mask for sample in samples],
+        tile=SHEET_TILE,
+    )
+    content = {**report, "params": asdict(chosen), "samples": sample_statistics(samples), "warnings": warnings}
+    write_json(folder / FILE, content)
+    return chosen
+
+
+def write_exam(
+    folder: Path, images: np.ndarray, source: np.ndarray, category: str, params: Params, nsa: NsaParams | None
+) -> None:
     """Write exam_images.npy, uint8 (K, M, S, S, 3), and exam_masks.npy, bool (K, M, S, S)."""
     good = np.ascontiguousarray(images[source])  # (M, S, S, 3); M is bounded by synthesis.exam_images
     samples = new_array(folder / "exam_images.npy", (len(EXAM_KINDS), *good.shape), "uint8")
     masks = new_array(folder / "exam_masks.npy", (len(EXAM_KINDS), *good.shape[:3]), "bool")
-    keys = SampleKeys.of(params.seed, category, EXAM_EPOCH, np.arange(len(source)))
-    for row, make in enumerate(EXAM_KINDS.values()):
-        samples[row], masks[row] = make(good, keys, params.synthesis)
+    workers = params.threads if good[..., 0].size >= DEAR else 0
+    makers = exam_makers(good, category, params, nsa)
+    for row, kind in enumerate(EXAM_KINDS):
+        fill_pool((samples[row], masks[row]), makers[kind], workers=workers)
 
 
 def draw_sheet(folder: Path, images: np.ndarray, source: np.ndarray) -> None:
@@ -104,31 +149,38 @@ def draw_sheet(folder: Path, images: np.ndarray, source: np.ndarray) -> None:
     contact_sheet(tiles, captions, folder / "contact_sheet.png", columns=count)
 
 
-def _patch(good: np.ndarray, keys: SampleKeys, params: SynthesisParams) -> Samples:
-    return _as_arrays(cutpaste.cutpaste(as_tensor(good), keys, patch_params(params)))
+def exam_makers(good: np.ndarray, category: str, params: Params, nsa: NsaParams | None) -> dict[str, SampleMaker]:
+    """For each kind of sample, what makes it from the good images (M, S, S, 3) uint8 of these numbers.
 
+    Without settings of NSA its samples are the good images themselves, with empty masks.
+    """
+    pictures = [prepare(image, nsa) for image in good] if nsa else []
+    patch, scar = patch_params(params.synthesis), scar_params(params.synthesis)
+    # small boxes of the image's mean colour are seen on a texture too, where a pasted piece of itself is not
+    cutout = cutpaste.CutoutParams(area=CUTOUT_AREA)
 
-def _scar(good: np.ndarray, keys: SampleKeys, params: SynthesisParams) -> Samples:
-    return _as_arrays(cutpaste.scar(as_tensor(good), keys, scar_params(params)))
+    def keys_of(numbers: np.ndarray) -> SampleKeys:
+        return SampleKeys.of(params.seed, category, EXAM_EPOCH, numbers)
 
+    def images_of(numbers: np.ndarray) -> Tensor:
+        return as_tensor(good[numbers])
 
-def _nsa(good: np.ndarray, keys: SampleKeys, _params: SynthesisParams) -> Samples:
-    """Natural synthetic anomalies with settings derived from the images themselves."""
-    params, _ = derive_params(list(good), keys.category, keys.seed)
-    made = nsa_batch([prepare(image, params) for image in good], keys, params)
-    return np.stack([sample.image for sample in made]), np.stack([sample.mask for sample in made])
+    def natural(numbers: np.ndarray) -> Samples:
+        if nsa is None:
+            return good[numbers], np.zeros((len(numbers), *good.shape[1:3]), bool)
+        made = nsa_batch(pictures, keys_of(numbers), nsa)
+        return np.stack([sample.image for sample in made]), np.stack([sample.mask for sample in made])
 
-
-def _cutout(good: np.ndarray, keys: SampleKeys, _params: SynthesisParams) -> Samples:
-    """Small boxes of the image's mean colour: seen on a texture too, where a pasted piece of itself is not."""
-    return _as_arrays(cutpaste.cutout(as_tensor(good), keys, cutpaste.CutoutParams(area=CUTOUT_AREA)))
+    return {
+        "cutpaste": lambda numbers: _as_arrays(cutpaste.cutpaste(images_of(numbers), keys_of(numbers), patch)),
+        "scar": lambda numbers: _as_arrays(cutpaste.scar(images_of(numbers), keys_of(numbers), scar)),
+        "nsa": natural,
+        "cutout": lambda numbers: _as_arrays(cutpaste.cutout(images_of(numbers), keys_of(numbers), cutout)),
+    }
 
 
 def _as_arrays(made: cutpaste.Synthetic) -> Samples:
     return made.images.permute(0, 2, 3, 1).numpy(), made.masks.numpy()
-
-
-EXAM_KINDS: dict[str, SampleMaker] = {"cutpaste": _patch, "scar": _scar, "nsa": _nsa, "cutout": _cutout}
 
 
 if __name__ == "__main__":

@@ -13,12 +13,18 @@ from torch import nn
 from components.backbone import Encoder, build_encoder, build_patch_encoder, save_encoder
 from components.checkpoint import drop_checkpoint
 from components.compositions import candidates, pooled
+from components.decoder import MapNetwork, save_network
 from components.detector import arrange
+from components.errors import UserError
 from components.exam import examine, extract, held_out_paper
 from components.files import new_directory, write_json, write_text
 from components.fingerprint import experiment_identity, open_category_run
 from components.head import save_head
 from components.learner import Learner, Progress
+from components.map_learner import MapLearner, MapTask
+from components.methods import GENERATORS, NSA_GDE, encoder_method, serves_network, trains_network
+from components.network_exam import examine_network
+from components.nsa_settings import load_nsa_params
 from components.params import Params, TrainingParams
 from components.places import Places
 from components.prepared import Prepared, load_prepared
@@ -26,7 +32,9 @@ from components.progress import ProgressBar
 from components.runtime import use_threads
 from components.stage import run_stage
 from components.tasks import PATCH, task_of
+from components.views import view_of
 
+NETWORK = "network"  # the folder of the network, beside the representation
 HISTORY = ("step", "loss", "accuracy", "rate")
 
 
@@ -38,8 +46,15 @@ def main(category: str, params: Params) -> None:
     encoder = starting_encoder(params)
     checkpoint = places.checkpoint / experiment_identity(category, params)[:16]
     encoder, head, progress = train(encoder, prepared, params, checkpoint)
+    learner = None
+    if trains_network(params.method):
+        learner = network_learner(prepared, params, checkpoint)
+        run_live(learner, category, params, "network" if progress.step else "train")
+        if params.method == NSA_GDE:
+            encoder = learner.encoder
+        progress = progress if progress.step else learner.progress
     say_if_it_did_not_help(category, progress)
-    write_outputs(places.encoder, encoder, head, progress, params)
+    write_outputs(places.encoder, encoder, head, progress, params, learner)
     drop_checkpoint(places.checkpoint)
 
 
@@ -65,7 +80,8 @@ def train(
 
     Returns the encoder, the projection head that was trained on its features, if there is one, and the progress.
     """
-    task, schedule = task_of(params.method, params.synthesis, params.patch), schedule_of(params)
+    task = task_of(encoder_method(params.method), params.synthesis, params.patch)
+    schedule = schedule_of(params)
     if task is None or schedule.head_steps + schedule.steps == 0:
         return encoder, None, Progress()
     learner = Learner(
@@ -79,17 +95,57 @@ def train(
         examiner=lambda trained: exam_mark(trained, prepared, params),
         checkpoint=checkpoint,
     )
+    encoder = run_live(learner, prepared.category, params, "train")
+    assert isinstance(learner.head, nn.Sequential)
+    return encoder, learner.head if learner.kept_head else None, learner.progress
+
+
+def run_live(learner: Learner, category: str, params: Params, name: str) -> Encoder:
+    """Run a training to its end, with a bar on the terminal and curves `name`/… in MLflow as it goes on."""
     with (
-        open_category_run(prepared.category, params, "train") as run,
-        ProgressBar(f"train {prepared.category}", learner.total_steps) as bar,
+        open_category_run(category, params, "train") as run,
+        ProgressBar(f"train {category}", learner.total_steps) as bar,
     ):
 
         def listen(step: int, values: Mapping[str, float]) -> None:
-            run.log_metrics({f"train/{name}": value for name, value in values.items()}, step)
+            run.log_metrics({f"{name}/{key}": value for key, value in values.items()}, step)
             bar.show(step, values)
 
-        encoder = learner.run(listen)
-    return encoder, learner.head if learner.kept_head else None, learner.progress
+        return learner.run(listen)
+
+
+def network_learner(prepared: Prepared, params: Params, checkpoint: Path) -> MapLearner:
+    """What trains the network of NSA, FPI or PII on a category; UserError where it has no steps to do.
+
+    For nsa-gde the exam marks densities of the encoder, and may keep the one before training; else it marks the map.
+    """
+    generator, label = GENERATORS[params.method]
+    settings, report = load_nsa_params(Places(prepared.category).prepared, generator, label)
+    view = view_of(params.network, report["kind"], prepared.category)
+    schedule = params.network.schedule(params.training, prepared.category, len(prepared.fit_rows))
+    if not schedule.steps:
+        raise UserError(
+            f"{params.method} trains a network, but network.steps and network.epochs are 0 in params.yaml: set one of "
+            "them, or choose a preset that does, such as cpu."
+        )
+    densities = params.method == NSA_GDE
+
+    def examiner(network: MapNetwork) -> float:
+        if densities:
+            return exam_mark(network.encoder, prepared, params)
+        return examine_network(network, prepared, params, view).image
+
+    return MapLearner(
+        build_encoder(params.backbone, params.seed),
+        MapTask(prepared.images, prepared.fit_rows, settings, view),
+        params.network,
+        schedule,
+        seed=params.seed,
+        category=prepared.category,
+        examiner=examiner,
+        marks_start=densities,
+        checkpoint=checkpoint / NETWORK,
+    )
 
 
 def say_if_it_did_not_help(category: str, progress: Progress) -> None:
@@ -118,15 +174,27 @@ def exam_mark(encoder: Encoder, prepared: Prepared, params: Params) -> float:
 
 
 def write_outputs(
-    folder: Path, encoder: Encoder, head: nn.Sequential | None, progress: Progress, params: Params
+    folder: Path,
+    encoder: Encoder,
+    head: nn.Sequential | None,
+    progress: Progress,
+    params: Params,
+    learner: MapLearner | None = None,
 ) -> None:
-    """Write encoder.safetensors, encoder.json, head.safetensors (if any), history.csv and training.json, or none."""
+    """Write encoder.safetensors, encoder.json, head.safetensors (if any), history.csv and training.json, or none.
+
+    The network of `learner` goes into a folder of its own, with its own history.csv and training.json.
+    """
     with new_directory(folder) as beside:
         save_encoder(encoder, beside)
         if head is not None:
             save_head(head, beside)
         write_text(beside / "history.csv", history_csv(progress.history))
         write_json(beside / "training.json", training_summary(progress, params))
+        if learner and serves_network(params.method):
+            save_network(learner.network, beside / NETWORK)
+            write_text(beside / NETWORK / "history.csv", history_csv(learner.progress.history))
+            write_json(beside / NETWORK / "training.json", training_summary(learner.progress, params))
 
 
 def history_csv(rows: Sequence[Mapping[str, float]]) -> str:

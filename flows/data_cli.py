@@ -39,6 +39,30 @@ def fetch(
     print(f"{name} is in {target or Path('data') / name}.")
 
 
+@data_app.command("import-xray")
+def import_xray(
+    images: Annotated[Path, typer.Argument(help="Folder with the images, in any folders below it.")],
+    lists: Annotated[Path, typer.Argument(help="Folder with norm_GROUP_train_curated_list.txt and its like.")],
+    destination: Annotated[Path, typer.Argument(help="Folder for the categories, one for each GROUP.")],
+    inverted: Annotated[
+        Path | None, typer.Option(help="List of the images that are stored inverted (MONOCHROME1).")
+    ] = None,
+    bits: Annotated[
+        int | None, typer.Option(min=8, max=16, help="Bits that deep images use; found from the images if not given.")
+    ] = None,
+) -> None:
+    """Bring chest X-rays, listed as in the paper of NSA, into the layout that `flawline run --data` takes."""
+    images, lists, destination = images.resolve(), lists.resolve(), destination.resolve()
+    inverted = inverted.resolve() if inverted else None
+    enter_project()
+    from components.medical import import_lists
+    from components.params import load_params
+
+    counts = import_lists(images, lists, destination, load_params().limits.image_limits(), inverted, bits)
+    rows = [{"category": group, **counted} for group, counted in counts.items()]
+    print_table(rows, {name: name for name in rows[0]})
+
+
 @data_app.command("list")
 def list_data(
     root: Annotated[Path | None, typer.Argument(help="A folder with categories; data.root if not given.")] = None,

@@ -96,6 +96,19 @@ def test_sheet_shows_every_image_where_it_belongs(tmp_path: Path) -> None:
     assert (sheet[round(height * 0.7), middles[2][1]] == 255).all()  # the sixth place is empty
 
 
+def test_the_sheet_outlines_what_was_changed_in_tiles_as_large_as_asked(tmp_path: Path) -> None:
+    mask = np.zeros((64, 64), bool)
+    mask[16:48, 16:48] = True
+    figures.contact_sheet([grey(99)] * 2, ["a", "b"], tmp_path / "plain.png", tile=96)
+    figures.contact_sheet([grey(99)] * 2, ["a", "b"], tmp_path / "marked.png", tile=96, masks=[mask, None])
+    plain, marked = pixels(tmp_path / "plain.png"), pixels(tmp_path / "marked.png")
+    assert plain.shape == marked.shape
+    assert plain.shape[1] < 2 * 96 + 3 * figures.MARGIN
+    assert not holds_colour(tmp_path / "plain.png", CYAN)
+    columns = np.flatnonzero((np.abs(marked - CYAN).max(axis=-1) <= 6).any(axis=0))
+    assert np.ptp(columns) == pytest.approx(48, abs=4)  # half of one tile
+
+
 def test_images_of_any_shape_keep_their_proportions(tmp_path: Path) -> None:
     wide = np.zeros((50, 200, 3), np.uint8)
     figures.contact_sheet([wide], ["wide"], tmp_path / "wide.png")

@@ -123,6 +123,12 @@ def test_a_batch_depends_on_its_step_alone(tmp_path: Path) -> None:
     assert not torch.equal(expected[0][0], expected[1][0])
 
 
+def test_batches_of_worker_processes_teach_the_same_bytes(tmp_path: Path) -> None:
+    alone, helped = learner(tmp_path / "alone"), learner(tmp_path / "helped", workers=2)
+    assert_same_bytes(weights(helped.run(ignore)), weights(alone.run(ignore)))
+    assert helped.progress == alone.progress
+
+
 def test_an_epoch_shows_every_row_once_and_no_other(tmp_path: Path) -> None:
     """Seven rows and batches of three: the samples of seven steps are three epochs."""
     made = learner(tmp_path)
@@ -136,7 +142,7 @@ def test_an_epoch_shows_every_row_once_and_no_other(tmp_path: Path) -> None:
             shown.extend(keys.index.tolist())
             return images, torch.zeros(len(images))
 
-    made.task = Watching()  # type: ignore[assignment]
+    made.task = Watching()
     for step in range(7):
         made.batch(step)
     epochs = [shown[:7], shown[7:14], shown[14:]]

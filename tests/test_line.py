@@ -144,6 +144,7 @@ def test_mlflow_has_parameters_data_figures_curve_and_pictures(ran: Project, cli
     }
     wanted = {"evaluation/gallery.png", "evaluation/roc.png", "evaluation/scores.png", "validation/report.html"}
     assert files >= wanted | {"training/contact_sheet.png", "training/training.json", "training/history.png"}
+    assert files >= {"training/nsa.json", "training/nsa_sheet.png"}
 
 
 def test_a_version_leads_to_the_run_that_made_it(ran: Project, client: "MlflowClient") -> None:

@@ -56,6 +56,13 @@ def test_an_unknown_key_is_named(sections: dict[str, Any], key: str) -> None:
         ("synthesis", "area", ["small", 0.1]),
         ("evaluation", "aupro_fpr_limit", 2),
         ("limits", "max_pixels", 10**12),
+        ("nsa", "settings", "official"),
+        ("nsa", "background", 300),
+        ("nsa", "tolerance", "wide"),
+        ("nsa", "width", [0.1, "wide"]),
+        ("nsa", "max_patches", 0),
+        ("nsa", "min_overlap", 1),
+        ("nsa", "k", -1),
     ],
 )
 def test_an_impossible_value_is_named(section: str, key: str, value: Any) -> None:
@@ -67,6 +74,31 @@ def test_an_impossible_value_is_named(section: str, key: str, value: Any) -> Non
 @pytest.mark.parametrize("value", [[0.2, 0.1], [0, 0.1], [-1, 1]])
 def test_an_interval_out_of_order_is_named(name: str, value: list[float]) -> None:
     assert f"{name} must be two positive numbers in ascending order" in refusal(synthesis={name: value})
+
+
+@pytest.mark.parametrize("name", ["height", "width", "resize"])
+def test_bounds_out_of_order_are_named(name: str) -> None:
+    assert f"{name} must be two numbers in ascending order" in refusal(nsa={name: [0.4, 0.1]})
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"mask": "none", "background": 20}, "mask is 'none'"),
+        ({"settings": "paper", "object": "texture"}, "settings is 'paper'"),
+        ({"settings": "paper", "aligned": False}, "settings is 'paper'"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(values: dict[str, Any], said: str) -> None:
+    assert said in refusal(nsa=values)
+
+
+def test_auto_stands_for_a_value_to_be_found_and_is_written_back_as_auto() -> None:
+    section = parse_params({"data": DATA, "nsa": {"background": "auto", "width": [0.1, 0.2]}}, "my.yaml").nsa
+    assert (section.background, section.width) == (None, (0.1, 0.2))
+    written = section.model_dump(mode="json")
+    assert (written["background"], written["width"], written["k"]) == ("auto", [0.1, 0.2], "auto")
+    assert parse_params({"data": DATA, "nsa": written}, "my.yaml").nsa == section
 
 
 def test_an_unknown_method_and_an_empty_list_of_categories_are_named() -> None:

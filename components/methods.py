@@ -1,0 +1,37 @@
+"""What the methods with a network of their own are made of: the generator that trains it, and what else they need."""
+
+from components.nsa import Label
+from components.nsa import Method as Generator
+
+HYBRID, NSA_GDE = "nsa-cutpaste", "nsa-gde"
+GENERATORS: dict[str, tuple[Generator, Label]] = {
+    "nsa-binary": ("nsa", "binary"),
+    "nsa-continuous": ("nsa", "continuous"),
+    "nsa-logistic": ("nsa", "logistic"),
+    "fpi": ("fpi", "factor"),
+    "pii": ("pii", "factor"),
+    HYBRID: ("nsa", "logistic"),
+    NSA_GDE: ("nsa", "logistic"),
+}
+"""Generator and label that a method's network is trained with; methods that are not here have no network.
+
+nsa-cutpaste: the mean of the network's map and of densities of a representation trained with CutPaste.
+nsa-gde: densities of the network's encoder; the decoder only helps to train it.
+"""
+
+
+def trains_network(method: str) -> bool:
+    """Whether the stage train trains a network for this method."""
+    return method in GENERATORS
+
+
+def serves_network(method: str) -> bool:
+    """Whether the detector may have the network's map in it."""
+    return method in GENERATORS and method != NSA_GDE
+
+
+def encoder_method(method: str) -> str:
+    """The method by which the representation under the densities is trained, or "pretrained"."""
+    if method == HYBRID:
+        return "cutpaste-3way"
+    return "pretrained" if method in GENERATORS else method
