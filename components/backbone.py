@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from components.errors import UserError
 from components.files import read_json, write_bytes, write_json
-from components.params import BackboneParams
+from components.params import BackboneParams, PatchLevelParams
+from components.patches import PREFIX, PatchNet, patch_net, patch_net_name
 
 HEAD = "head"
 PACKAGED = "tf_efficientnet_lite0"
@@ -33,7 +34,7 @@ class EncoderSpec:
     """What is needed to build an encoder again, besides its weights.
 
     Attributes:
-        name: timm's name of the architecture, or "torchvision/NAME".
+        name: timm's name of the architecture, or "torchvision/NAME", or "patches/…" for a patch-level network.
         mean, std: per-channel normalisation of 0…255 RGB.
         origin: where the weights came from, in words.
     """
@@ -138,18 +139,21 @@ class Encoder(nn.Module):
 
     def _measured(self) -> tuple[dict[str, int], dict[str, int]]:
         """The stride of every block, in pixels of the image, and the dimension of every level."""
+        side = self.body.receptive_field if isinstance(self.body, PatchNet) else PROBE
         was_training = self.body.training
         self.body.eval()
         try:
             with torch.no_grad():
-                found = self.features(torch.zeros(1, 3, PROBE, PROBE, dtype=torch.uint8), self.levels)
+                found = self.features(torch.zeros(1, 3, side, side, dtype=torch.uint8), self.levels)
         except AssertionError as error:  # timm's transformers take one size only
             raise UserError(f"{self.spec.name} does not take any size: choose a convolutional backbone.") from error
         if any(found[level].ndim != 4 for level in self.levels[:-1]):
             raise UserError(f"The blocks of {self.spec.name} give no maps: choose a convolutional backbone.")
         self.body.train(was_training)
-        strides = {level: PROBE // found[level].shape[-1] for level in self.levels[:-1]}
-        return strides, {level: found[level].shape[1] for level in self.levels}
+        widths = {level: found[level].shape[1] for level in self.levels}
+        if isinstance(self.body, PatchNet):  # its maps do not cover the image, so their sides say nothing
+            return dict(zip(self.levels, self.body.strides, strict=False)), widths
+        return {level: side // found[level].shape[-1] for level in self.levels[:-1]}, widths
 
 
 class _DeepestReachedError(Exception):
@@ -174,6 +178,17 @@ def build_encoder(params: BackboneParams, seed: int) -> Encoder:
         case path:
             _load_local(encoder, Path(path))
     return encoder.eval()
+
+
+def build_patch_encoder(params: PatchLevelParams, seed: int) -> Encoder:
+    """Build the patch-level encoder with random weights from `seed`, in evaluation mode.
+
+    Of a crop of `params.receptive_field` pixels its "head" and its last block's only cell are the same feature.
+    """
+    name = patch_net_name(params.receptive_field, params.stride, params.width)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Encoder(EncoderSpec(name, IMAGENET_MEAN, IMAGENET_STD, "none")).eval()
 
 
 def save_encoder(encoder: Encoder, folder: Path) -> None:
@@ -215,6 +230,8 @@ def _headless(name: str) -> nn.Module:
     """The architecture with its classifier removed and random weights; images (N, 3, H, W) to (N, width)."""
     if name.startswith("torchvision/"):
         return _torchvision_body(name.removeprefix("torchvision/"))
+    if name.startswith(PREFIX):
+        return patch_net(name)
     import timm
 
     if not timm.is_model(name):

@@ -10,6 +10,7 @@ from components.density import Covariance, Layout
 from components.detector import Composition, MapKind
 from components.errors import UserError
 from components.params import FitParams
+from components.patches import PatchNet
 
 # Strides whose levels go together on one grid of cells of 16 pixels: deeper ones tell parts, earlier ones surfaces.
 LEVEL_SETS = ((4, 8, 16, 32), (8, 16, 32))
@@ -23,6 +24,9 @@ MAP_RANK = 32
 FEW, COPIES = 100, 6
 # Of more images, so many: their features must be held while the exam is on.
 COPIES_OF_MANY = 2
+# Locations a side that have a matrix each: 57 are those of 32 × 32 patches with stride 4 at 256 pixels. Of more, each
+# has its own mean, and all have one matrix, so that memory stays bounded.
+MOST_LOCATIONS = 64
 KINDS: tuple[tuple[Layout, Covariance], ...] = (("location", "low-rank"), ("shared", "ridge"))
 COVARIANCES: dict[str, Covariance] = {**dict(KINDS), "pooled": "ridge"}
 EVERYTHING = FitParams()
@@ -35,9 +39,18 @@ def candidates(name: str, encoder: Encoder, size: int, images: int, fit: FitPara
     A Gaussian for each location and one shared over locations on several sets of levels (a location's own suits
     aligned objects, the shared one textures and objects at any place), one with turned copies where images are few,
     and one of the pooled features; of these, or instead of them, what `fit` asks for. Raises UserError for a level
-    that the encoder does not have.
+    that the encoder does not have. Of a patch-level encoder it is always the last level, its dense map.
     """
+    if isinstance(encoder.body, PatchNet):
+        family = candidates_of(name, encoder, size, images, fit.model_copy(update={"levels": (), "gradcam_level": ""}))
+        field, stride = encoder.body.receptive_field, encoder.body.stride
+        return [replace(composition, receptive_field=field, stride=stride) for composition in family]
     check_levels(encoder, fit)
+    return candidates_of(name, encoder, size, images, fit)
+
+
+def candidates_of(name: str, encoder: Encoder, size: int, images: int, fit: FitParams) -> list[Composition]:
+    """The family, where the levels that `fit` names are the encoder's."""
     dense = [] if fit.image_only else dense_ones(name, encoder, size, fit)
     turned = [replace(dense[0], copies=COPIES)] if dense and images <= FEW and fit.copies == "auto" else []
     whole = [image_one(name, encoder, fit)] if fit.layout in ("auto", "image") else []
@@ -69,9 +82,13 @@ def dense_ones(name: str, encoder: Encoder, size: int, fit: FitParams) -> list[C
     """Those with an anomaly map: all sets of levels with all layouts, as far as `fit` leaves them open."""
     levels = tuple(level for level in encoder.levels if level in fit.levels)
     sets = [given_levels(encoder, levels)] if levels else [levels_at(encoder, strides) for strides in LEVEL_SETS]
-    layouts: list[Layout] = [layout for layout, _ in KINDS] if fit.layout == "auto" else [fit.layout]
+    grid = max(1, size // CELL)
+    if isinstance(encoder.body, PatchNet):
+        sets, grid = [(encoder.levels[-2:-1], ())], encoder.body.grid(size)
+    own: Layout = "location" if grid <= MOST_LOCATIONS else "pooled"
+    layouts: list[Layout] = [own, "shared"] if fit.layout == "auto" else [fit.layout]
     return [
-        Composition(name, levels, layout, max(1, size // CELL), covariance, RIDGE, RANK, factors)
+        Composition(name, levels, layout, grid, covariance, RIDGE, RANK, factors)
         for levels, factors in sets
         for layout in layouts
         for covariance in [COVARIANCES[layout] if fit.covariance == "auto" else fit.covariance]

@@ -70,10 +70,15 @@ def list_category(root: Path) -> Category:
     check_category_name(root.name)
     if not root.is_dir():
         raise UserError(f"There is no category folder at {root}: check data.root and data.categories in params.yaml.")
-    records = (*_train_records(root), *_test_records(root))
+    records = list_records(root)
     if not any(record.split == "train" for record in records):
         raise UserError(f"{root} has no image in train/good: put the good images there (MVTec AD layout).")
     return Category(root.name, root, records)
+
+
+def list_records(root: Path) -> tuple[ImageRecord, ...]:
+    """The images of a folder in that layout, training images first; none where the folder is not laid out so."""
+    return (*_train_records(root), *_test_records(root))
 
 
 def find_categories(root: Path) -> list[str]:

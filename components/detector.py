@@ -29,6 +29,7 @@ from components.gradcam import distance, gradcam
 from components.head import defect_logit
 from components.images import resize_image
 from components.levelwise import LevelwiseDensity, LevelwiseScorer, split_levels
+from components.upsampling import spread_patches
 
 if TYPE_CHECKING:
     from components.network_part import NetworkPart
@@ -52,6 +53,8 @@ class Composition:
         factors: by which each level is multiplied first; all 1 where empty.
         top: share of the locations, the highest, whose mean distance is the image score.
         copies: copies of every image that the density learns from as well.
+        receptive_field, stride: of a location, in pixels, where locations are overlapping patches wholly inside the
+            image; 0 where they tile it.
         smooth: side of the square of neighbouring cells over which features are averaged; 1 for none.
         copy_kind: what kind of copies, see `components.copies`.
         estimator: a Gaussian, or a kernel density, which takes no covariance and the layout "image" only.
@@ -78,6 +81,8 @@ class Composition:
     widths: tuple[int, ...] = ()
     map: MapKind = "dense"
     cam_level: str = ""
+    receptive_field: int = 0
+    stride: int = 0
 
     @property
     def name(self) -> str:
@@ -267,7 +272,7 @@ class Detector:
                 scores.append(part.image_scale.apply(image_scores(distances, part.composition)))
             if part.for_map:
                 cells = distances if part.composition.is_dense else self._activation(part, images)
-                grids.append((math.isqrt(cells.shape[1]), part.map_scale.apply(cells)))
+                grids.append((part.composition, part.map_scale.apply(cells)))
         own = [network.score(images) for network in self.networks]
         scores += [score for score, _ in own]
         return np.mean(scores, axis=0), self._merged_maps(grids, [maps for _, maps in own], len(images))
@@ -277,14 +282,13 @@ class Detector:
         name = part.composition.encoder
         return activation(part.composition, part.scorer, self.encoders[name], self.heads.get(name), images)
 
-    def _merged_maps(self, grids: list[tuple[int, np.ndarray]], own: list[Tensor], count: int) -> np.ndarray:
+    def _merged_maps(self, grids: list[tuple[Composition, np.ndarray]], own: list[Tensor], count: int) -> np.ndarray:
         """Mean (N, size, size) of the compositions' standardised distances (N, grid²) and of networks' own maps."""
         if not grids and not own:
             return np.zeros((count, self.size, self.size), np.float32)
         total = torch.zeros(count, 1, self.size, self.size)
-        for grid, distances in grids:
-            cells = torch.from_numpy(np.ascontiguousarray(distances, np.float32)).view(-1, 1, grid, grid)
-            total += functional.interpolate(cells, (self.size, self.size), mode="bilinear", align_corners=False)
+        for composition, distances in grids:
+            total += grown(distances, composition, self.size, self.size)
         total += sum(own)
         return gaussian_blur(total / (len(grids) + len(own)), self.sigma)[:, 0].numpy()
 
@@ -317,6 +321,15 @@ def activation(
 
     maps = gradcam(encoder, images, composition.cam_level, levels, target, rectified=rectified)
     return maps.reshape(len(maps), -1)
+
+
+def grown(values: np.ndarray, composition: Composition, size: int, raster: int) -> Tensor:
+    """Maps (N, 1, raster, raster) float32 of an image of `size` pixels a side, from values of its cells (N, g²)."""
+    grid = math.isqrt(values.shape[1])
+    cells = torch.from_numpy(np.ascontiguousarray(values, np.float32)).view(-1, 1, grid, grid)
+    if composition.receptive_field:
+        return spread_patches(cells, composition.receptive_field, composition.stride, size, raster)
+    return functional.interpolate(cells, (raster, raster), mode="bilinear", align_corners=False)
 
 
 def levels_of(encoder: str, compositions: Sequence[Composition]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from components.backbone import Encoder
 from components.copies import copies_of
 from components.density import Scorer
-from components.detector import Composition, CopyKind, arrange, as_tensor, gaussian_blur, image_scores
+from components.detector import Composition, CopyKind, arrange, as_tensor, gaussian_blur, grown, image_scores
 from components.draws import SampleKeys
 from components.metrics import auroc, pixel_auroc
 from components.prepared import Prepared, batches
@@ -244,13 +244,11 @@ def _auroc(good: np.ndarray, bad: np.ndarray) -> float:
 
 def _pixel_auroc(distances: np.ndarray, masks: np.ndarray, composition: Composition) -> float:
     """Pixel AUROC on a coarse raster, which ranks compositions as the full one does at a small part of its cost."""
-    grid, side = composition.grid, masks.shape[-1]
+    side = masks.shape[-1]
     step = max(1, side // PIXELS)
-    cells = torch.from_numpy(np.ascontiguousarray(distances, np.float32)).view(-1, 1, grid, grid)
-    size = (side // step, side // step)
-    maps = torch.nn.functional.interpolate(cells, size, mode="bilinear", align_corners=False)
-    smooth = gaussian_blur(maps, 4.0 / step)[:, 0].numpy()
-    return pixel_auroc(masks[:, step // 2 :: step, step // 2 :: step][:, : size[0], : size[1]], smooth) or 0.0
+    raster = side // step
+    smooth = gaussian_blur(grown(distances, composition, side, raster), 4.0 / step)[:, 0].numpy()
+    return pixel_auroc(masks[:, step // 2 :: step, step // 2 :: step][:, :raster, :raster], smooth) or 0.0
 
 
 def best(marks: Sequence[Mark], count: int, *, by: str) -> list[Composition]:

@@ -78,6 +78,12 @@ def digest_tree(root: Path) -> str:
     return digest_of([[path.relative_to(root).as_posix(), sha256_file(path)] for path in files])
 
 
+def sync_file(path: Path) -> None:
+    """Wait until a file's content is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
 
@@ -100,8 +106,7 @@ def _swap_directory(new: Path, path: Path) -> None:
 def _sync_tree(root: Path) -> None:
     for path in root.rglob("*"):
         if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            sync_file(path)
         else:
             _sync_directory(path)
     _sync_directory(root)

@@ -63,6 +63,7 @@ MAKING = (
     "synthesis",
     "backbone",
     "training",
+    "patch",
     "network",
     "nsa",
     "fit",

@@ -33,6 +33,7 @@ Method = Literal[
     "rotation",
     "cutout",
     "confetti",
+    "cutpaste-patch",
     "nsa-binary",
     "nsa-continuous",
     "nsa-logistic",
@@ -207,6 +208,45 @@ class TrainingParams(_Section):
     workers: int = Field(0, ge=0, le=64)
     checkpoint_steps: int = Field(25, ge=1)
     exam_steps: int = Field(50, ge=1)
+
+
+class PatchLevelParams(_Section):
+    """The method cutpaste-patch: a network of its own, from scratch on random crops of good images (section 3.3).
+
+    receptive_field: side of a crop, in pixels; a multiple of 2 · stride, at least 4 · stride.
+    stride: pixels from one place that is scored to the next; a power of two.
+    width: features of a place. task: what crops are told apart by.
+    steps, rate, batch, exam_steps: as in `training`, whose other values apply too; the network has no head phase, its
+    batch-norm learns, and its optimizer is SGD.
+    """
+
+    receptive_field: int = Field(32, ge=16, le=256)
+    stride: int = Field(4, ge=2, le=32)
+    width: int = Field(64, ge=8, le=512)
+    task: Literal["cutpaste-binary", "cutpaste-scar", "cutpaste-union", "cutpaste-3way"] = "cutpaste-binary"
+    steps: int = Field(1500, ge=0)
+    rate: float = Field(0.03, gt=0)
+    batch: int = Field(32, ge=2)
+    exam_steps: int = Field(500, ge=1)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        try:
+            check_patch_geometry(self.receptive_field, self.stride)
+        except UserError as error:
+            raise ValueError(str(error).rstrip(".")) from error
+        return self
+
+
+def check_patch_geometry(receptive_field: int, stride: int) -> None:
+    """Raises UserError, naming the parameter, for a receptive field and a stride that no patch network has."""
+    if stride < 2 or stride & (stride - 1):
+        raise UserError(f"patch.stride must be a power of two from 2, such as 4, not {stride}.")
+    if receptive_field % (2 * stride) or receptive_field < 4 * stride:
+        raise UserError(
+            f"patch.receptive_field must be a multiple of {2 * stride} from {4 * stride} where patch.stride is "
+            f"{stride}, not {receptive_field}."
+        )
 
 
 class ViewParams(_Section):
@@ -413,10 +453,19 @@ class Params(_Section):
     nsa: NsaSection = NsaSection()
     backbone: BackboneParams = BackboneParams()
     training: TrainingParams = TrainingParams()
+    patch: PatchLevelParams = PatchLevelParams()
     network: NetworkParams = NetworkParams()
     fit: FitParams = FitParams()
     threshold: ThresholdParams = ThresholdParams()
     evaluation: EvaluationParams = EvaluationParams()
+
+    @model_validator(mode="after")
+    def _patches_fit(self) -> Self:
+        if self.method == "cutpaste-patch" and self.patch.receptive_field > self.image.size:
+            raise ValueError(
+                f"patch.receptive_field {self.patch.receptive_field} is larger than image.size {self.image.size}"
+            )
+        return self
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

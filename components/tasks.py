@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from components import cutpaste
-from components.draws import SampleKeys
-from components.params import SynthesisParams
+from components.draws import SampleKeys, pick
+from components.params import PatchLevelParams, SynthesisParams
 
+PATCH = "cutpaste-patch"  # the method; what its crops are told apart by is `patch.task`
 BatchMaker = Callable[[Tensor, SampleKeys, SynthesisParams], tuple[Tensor, Tensor]]
 
 
@@ -18,28 +19,59 @@ class Task:
     """A classification of synthetic images.
 
     Attributes:
-        name: the method it trains.
+        name: the kind of samples, as the method of that name makes them.
         classes: how many.
         params: of the synthesis.
+        crop: side in pixels of the random crop that stands for each image; 0 for the whole image.
     """
 
     name: str
     classes: int
     params: SynthesisParams
+    crop: int = 0
 
     def batch(self, images: Tensor, keys: SampleKeys) -> tuple[Tensor, Tensor]:
         """Make uint8 images (B·k, 3, S, S) and labels (B·k,) int64 from normal images (B, 3, S, S) uint8.
 
-        Every image is first shifted and jittered as a whole; each of the k versions of it is a different draw.
+        Every image is first shifted and jittered as a whole; each of the k versions of it is a different draw. With
+        `crop` they are made of one crop of each image, (B·k, 3, crop, crop), with parameters as of `crop_params`.
         """
-        normal = cutpaste.augment(images, keys, augment_params(self.params))
-        return _BATCHES[self.name](normal, keys, self.params)
+        params = self.params
+        if self.crop:
+            params = crop_params(params, min(images.shape[2:]), self.crop)
+            images = random_crops(images, keys, self.crop)
+        normal = cutpaste.augment(images, keys, augment_params(params))
+        return _BATCHES[self.name](normal, keys, params)
 
 
-def task_of(method: str, params: SynthesisParams) -> Task | None:
-    """The task that a method trains with; None where it does not train."""
+def task_of(method: str, params: SynthesisParams, patch: PatchLevelParams | None = None) -> Task | None:
+    """The task that a method trains with; None where it does not train. `patch` counts for cutpaste-patch alone."""
+    if method == PATCH:
+        patch = patch or PatchLevelParams()
+        return Task(patch.task, _CLASSES[patch.task], params, patch.receptive_field)
     classes = _CLASSES.get(method)
     return Task(method, classes, params) if classes else None
+
+
+def crop_params(params: SynthesisParams, size: int, crop: int) -> SynthesisParams:
+    """The synthesis on crops of images of `size` pixels a side.
+
+    A patch's area is relative to the crop; a scar keeps its size in the image, but is not longer than half a crop:
+    measured by the crop it would be a pixel or nothing. A crop's place is its translation.
+    """
+    larger = min(size / crop, cutpaste.SCAR_SIDE / 2 / max(*params.scar_width, *params.scar_length))
+    width, length = ((low * larger, high * larger) for low, high in (params.scar_width, params.scar_length))
+    return params.model_copy(update={"scar_width": width, "scar_length": length, "translation": 0.0})
+
+
+def random_crops(images: Tensor, keys: SampleKeys, side: int) -> Tensor:
+    """One crop (N, 3, side, side) of each of the images (N, 3, H, W), uniform over all its places."""
+    height, width = images.shape[2:]
+    draws = keys.uniform("crop", 2)
+    tops, lefts = pick(draws[:, 0], 0, height - side), pick(draws[:, 1], 0, width - side)
+    return torch.stack(
+        [image[:, top : top + side, left : left + side] for image, top, left in zip(images, tops, lefts, strict=True)]
+    )
 
 
 def patch_params(params: SynthesisParams) -> cutpaste.PatchParams:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from components.backbone import Encoder, build_encoder, save_encoder
+from components.backbone import Encoder, build_encoder, build_patch_encoder, save_encoder
 from components.checkpoint import drop_checkpoint
 from components.compositions import candidates, pooled
 from components.decoder import MapNetwork, save_network
@@ -25,13 +25,13 @@ from components.map_learner import MapLearner, MapTask
 from components.methods import GENERATORS, NSA_GDE, encoder_method, serves_network, trains_network
 from components.network_exam import examine_network
 from components.nsa_settings import load_nsa_params
-from components.params import Params
+from components.params import Params, TrainingParams
 from components.places import Places
 from components.prepared import Prepared, load_prepared
 from components.progress import ProgressBar
 from components.runtime import use_threads
 from components.stage import run_stage
-from components.tasks import task_of
+from components.tasks import PATCH, task_of
 from components.views import view_of
 
 NETWORK = "network"  # the folder of the network, beside the representation
@@ -43,7 +43,7 @@ def main(category: str, params: Params) -> None:
     use_threads(params.threads)
     places = Places(category)
     prepared = load_prepared(places.prepared)
-    encoder = build_encoder(params.backbone, params.seed)
+    encoder = starting_encoder(params)
     checkpoint = places.checkpoint / experiment_identity(category, params)[:16]
     encoder, head, progress = train(encoder, prepared, params, checkpoint)
     learner = None
@@ -58,6 +58,21 @@ def main(category: str, params: Params) -> None:
     drop_checkpoint(places.checkpoint)
 
 
+def starting_encoder(params: Params) -> Encoder:
+    """What training begins with: the backbone, or for the patch-level method its own network from scratch."""
+    if params.method == PATCH:
+        return build_patch_encoder(params.patch, params.seed)
+    return build_encoder(params.backbone, params.seed)
+
+
+def schedule_of(params: Params) -> TrainingParams:
+    """`params.training`; for the patch-level method with its own steps, from scratch: SGD, and batch-norm learns."""
+    if params.method != PATCH:
+        return params.training
+    own = params.patch.model_dump(include={"steps", "rate", "batch", "exam_steps"})
+    return params.training.model_copy(update={"head_steps": 0, "optimizer": "sgd", "freeze_batch_norm": False, **own})
+
+
 def train(
     encoder: Encoder, prepared: Prepared, params: Params, checkpoint: Path
 ) -> tuple[Encoder, nn.Sequential | None, Progress]:
@@ -65,15 +80,16 @@ def train(
 
     Returns the encoder, the projection head that was trained on its features, if there is one, and the progress.
     """
-    task = task_of(encoder_method(params.method), params.synthesis)
-    if task is None or params.training.head_steps + params.training.steps == 0:
+    task = task_of(encoder_method(params.method), params.synthesis, params.patch)
+    schedule = schedule_of(params)
+    if task is None or schedule.head_steps + schedule.steps == 0:
         return encoder, None, Progress()
     learner = Learner(
         encoder,
         task,
         prepared.images,
         prepared.fit_rows,
-        params.training,
+        schedule,
         seed=params.seed,
         category=prepared.category,
         examiner=lambda trained: exam_mark(trained, prepared, params),

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +9,9 @@ import typer
 
 from components.errors import UserError
 from components.stage import run_guarded
+from flows.data_cli import data_app
 from flows.environment import enter_project
+from flows.tables import print_table
 
 app = typer.Typer(
     name="flawline",
@@ -19,7 +20,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Get and look at data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 COLUMNS = {
@@ -110,7 +110,7 @@ def score(
     if as_json:
         print(json.dumps(rows, indent=2))
     else:
-        _print_table(
+        print_table(
             rows,
             {"image": "image", "score": "score", "threshold": "threshold", "verdict": "verdict", "p_value": "p-value"},
         )
@@ -128,63 +128,7 @@ def status(
     elif not rows:
         print("No category has a model yet: try `flawline demo`, or `flawline run --data DIR`.")
     else:
-        _print_table(rows, COLUMNS)
-
-
-@data_app.command()
-def fetch(
-    name: Annotated[str, typer.Argument(help="A data set of fetch.archives in params.yaml, such as mvtec.")],
-    destination: Annotated[Path | None, typer.Argument(help="New folder for it; data/NAME if not given.")] = None,
-) -> None:
-    """Download and unpack a published data set, with resume, SHA-256 check and safe extraction."""
-    target = destination.resolve() if destination else None
-    enter_project()
-    from components.fetch import fetch_dataset
-    from components.params import load_params
-    from flows.fetching import shown_progress
-
-    with shown_progress() as report:
-        fetch_dataset(name, load_params().fetch, target or Path("data") / name, report)
-    print(f"{name} is in {target or Path('data') / name}.")
-
-
-@data_app.command("import-xray")
-def import_xray(
-    images: Annotated[Path, typer.Argument(help="Folder with the images, in any folders below it.")],
-    lists: Annotated[Path, typer.Argument(help="Folder with norm_GROUP_train_curated_list.txt and its like.")],
-    destination: Annotated[Path, typer.Argument(help="Folder for the categories, one for each GROUP.")],
-    inverted: Annotated[
-        Path | None, typer.Option(help="List of the images that are stored inverted (MONOCHROME1).")
-    ] = None,
-    bits: Annotated[
-        int | None, typer.Option(min=8, max=16, help="Bits that deep images use; found from the images if not given.")
-    ] = None,
-) -> None:
-    """Bring chest X-rays, listed as in the paper of NSA, into the layout that `flawline run --data` takes."""
-    images, lists, destination = images.resolve(), lists.resolve(), destination.resolve()
-    inverted = inverted.resolve() if inverted else None
-    enter_project()
-    from components.medical import import_lists
-    from components.params import load_params
-
-    counts = import_lists(images, lists, destination, load_params().limits.image_limits(), inverted, bits)
-    rows = [{"category": group, **counted} for group, counted in counts.items()]
-    _print_table(rows, {name: name for name in rows[0]})
-
-
-@data_app.command("list")
-def list_data(
-    root: Annotated[Path | None, typer.Argument(help="A folder with categories; data.root if not given.")] = None,
-) -> None:
-    """List the categories of a data set with their numbers of images."""
-    root = root.resolve() if root else None
-    enter_project()
-    from components.dataset import find_categories, list_category
-    from components.params import load_params
-
-    root = root or Path(load_params().data.root)
-    rows = [{"category": name, **list_category(root / name).counts()} for name in find_categories(root)]
-    _print_table(rows, {name: name for row in rows for name in row})
+        print_table(rows, COLUMNS)
 
 
 def _existing(data: Path | None) -> Path | None:
@@ -233,30 +177,7 @@ def _status_rows(categories: list[str] | None) -> list[dict[str, Any]]:
 def _show_status(categories: list[str]) -> None:
     rows = _status_rows(categories)
     if rows:
-        _print_table(rows, COLUMNS)
-
-
-def _print_table(rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(header_style="bold")
-    for name, title in columns.items():
-        table.add_column(title, justify="right" if isinstance(rows[0].get(name), int | float) else "left")
-    for row in rows:
-        table.add_row(*(_cell(row.get(name)) for name in columns))
-    width = None if sys.stdout.isatty() else 140
-    Console(width=width).print(table)
-
-
-def _cell(value: Any) -> str:
-    match value:
-        case None:
-            return "–"
-        case float():
-            return f"{value:.4f}"
-        case _:
-            return str(value)
+        print_table(rows, COLUMNS)
 
 
 def _fail_if(failed: list[str]) -> None:

@@ -5,6 +5,8 @@ import logging
 import os
 from pathlib import Path
 
+from flows.dvc_project import innermost
+
 STAGES = ("validate", "synthesize", "train", "fit", "evaluate")
 DEMO = "data/dvc.yaml:demo"
 
@@ -30,15 +32,9 @@ def reproduce(target: str, *, force: bool = False) -> bool:
     except LockError as error:
         raise TimeoutError(f"Another DVC command holds the lock of {Path.cwd()}.") from error
     except DvcException as error:
-        raise StageFailedError(f"{target}: {_innermost(error)}") from error
+        raise StageFailedError(f"{target}: {innermost(error)}") from error
 
 
 def target_of(stage: str, category: str) -> str:
     """DVC's name of one stage of one category."""
     return f"{stage}@{category}"
-
-
-def _innermost(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split())

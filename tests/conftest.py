@@ -3,12 +3,13 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.project import Project, make_project
+from tests.servers import S3Server, s3_server
 
 MakeCapsule = Callable[..., Path]
 _MLFLOW_VARIABLES = (
@@ -81,6 +82,27 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return make_project(tmp_path_factory.mktemp("line") / "fresh")
 
 
+@pytest.fixture
+def git_project(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A copy of the project, committed to git with an identity of its own; this process is in it, as its programs are.
+
+    The images are not under DVC yet, and nothing has run.
+    """
+    own = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+    copy = project.copy(tmp_path / "project")
+    copy = Project(copy.folder, {**copy.environment, **own, "DVC_SITE_CACHE_DIR": str(tmp_path / "site")})
+    for name in [name for name in os.environ if name.startswith(("GIT_", "DVC_"))]:
+        monkeypatch.delenv(name)
+    for name in (*own, "DVC_SITE_CACHE_DIR", "DVC_NO_ANALYTICS"):
+        monkeypatch.setenv(name, copy.environment[name])
+    monkeypatch.chdir(copy.folder)
+    copy.git("config", "user.name", "Tester")
+    copy.git("config", "user.email", "tester@localhost")
+    copy.git("add", ".gitignore", ".dvcignore", ".dvc", "dvc.yaml", "params.yaml")
+    copy.git("commit", "-qm", "Begin")
+    return copy
+
+
 @pytest.fixture(scope="session")
 def first_run(project: Project) -> tuple[Project, subprocess.CompletedProcess[str]]:
     """A copy of the project after one `flawline run`, and what that said; tests leave its outputs as they are."""
@@ -92,3 +114,10 @@ def first_run(project: Project) -> tuple[Project, subprocess.CompletedProcess[st
 def ran(first_run: tuple[Project, subprocess.CompletedProcess[str]]) -> Project:
     """The project after its first run."""
     return first_run[0]
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server with the bucket "bucket"; tests that write to it use prefixes of their own."""
+    with s3_server(tmp_path_factory.mktemp("s3") / "buckets", "bucket") as server:
+        yield server

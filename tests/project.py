@@ -63,6 +63,13 @@ class Project:
         """`dvc ARGUMENTS`."""
         return self.run("-m", "dvc", *arguments)
 
+    def git(self, *arguments: str) -> str:
+        """What `git ARGUMENTS` prints, without the last newline; an error if it fails."""
+        done = subprocess.run(
+            ["git", *arguments], cwd=self.folder, env=dict(self.environment), capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
     def stage(
         self, name: str, category: str, before: Callable[[], None] | None = None
     ) -> subprocess.CompletedProcess[str]:
@@ -91,7 +98,15 @@ def make_project(folder: Path) -> Project:
     """Write a project with this repository's code, and two generated categories of 48 × 48 pixels."""
     for name in ("components", "flows", "infra"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.part"))
-    for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore"):
+    for name in (
+        "dvc.yaml",
+        "params.yaml",
+        "prefect.yaml",
+        ".dvcignore",
+        ".gitignore",
+        ".dvc/config",
+        ".dvc/.gitignore",
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(REPOSITORY / name, folder / name)
     subprocess.run(["git", "init", "-q", str(folder)], check=True)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from components.backbone import Encoder, build_encoder
-from components.compositions import candidates, levels_at, pooled
+from components.backbone import Encoder, build_encoder, build_patch_encoder
+from components.compositions import MOST_LOCATIONS, candidates, levels_at, pooled
 from components.density import GaussianDensity
-from components.params import BackboneParams
+from components.params import BackboneParams, FitParams, PatchLevelParams
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +72,30 @@ def test_the_pooled_one_is_the_papers_density() -> None:
     density = composition.density()
     assert isinstance(density, GaussianDensity)
     assert density.settings()["covariance"] == "ledoit-wolf"
+
+
+def test_a_patch_level_encoder_has_a_gaussian_per_location_and_a_shared_one_of_its_dense_map() -> None:
+    encoder = build_patch_encoder(PatchLevelParams(width=8), seed=0)
+    family = candidates("trained", encoder, 256, images=200)
+    dense = [c for c in family if c.is_dense]
+    assert [c.layout for c in dense] == ["location", "shared"]
+    assert {(c.grid, c.receptive_field, c.stride, c.levels) for c in dense} == {(57, 32, 4, (encoder.levels[-2],))}
+    assert [c.copies for c in candidates("trained", encoder, 256, images=40) if c.copies] == [6]
+
+
+def test_too_many_locations_share_one_covariance() -> None:
+    """A matrix for each of 249 × 249 locations would be gigabytes."""
+    encoder = build_patch_encoder(PatchLevelParams(width=8), seed=0)
+    dense = [c for c in candidates("trained", encoder, 1024, images=200) if c.is_dense]
+    assert [(c.layout, c.grid) for c in dense] == [("pooled", 249), ("shared", 249)]
+    assert MOST_LOCATIONS**2 * 64**2 * 8 < 200e6  # bytes of the statistics of the default width
+
+
+def test_what_the_fit_asks_for_holds_for_patches_too_but_not_the_backbones_levels() -> None:
+    encoder = build_patch_encoder(PatchLevelParams(width=8), seed=0)
+    fit = FitParams(levels=("b1", "b9"), layout="pooled", covariance="oas", gradcam_level="")
+    (only,) = candidates("trained", encoder, 128, 200, fit)
+    assert (only.layout, only.covariance, only.levels, only.grid) == ("pooled", "oas", (encoder.levels[-2],), 25)
+    (mapped,) = candidates("trained", encoder, 128, 200, FitParams(layout="image", gradcam_level="b9", map="gradcam"))
+    assert (mapped.map, mapped.cam_level) == ("gradcam", encoder.levels[-2])
+    assert (mapped.receptive_field, mapped.stride) == (32, 4)

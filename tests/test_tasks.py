@@ -10,8 +10,8 @@ from torch import Tensor
 
 from components import cutpaste
 from components.draws import SampleKeys
-from components.params import Method, SynthesisParams
-from components.tasks import Task, augment_params, patch_params, scar_params, task_of
+from components.params import Method, PatchLevelParams, SynthesisParams
+from components.tasks import Task, augment_params, patch_params, random_crops, scar_params, task_of
 
 COUNT, SIDE = 12, 64
 PARAMS = SynthesisParams()
@@ -45,7 +45,7 @@ def task(method: str, params: SynthesisParams = PARAMS) -> Task:
 
 
 def test_every_method_has_its_task_but_the_one_without_training() -> None:
-    assert {*CLASSES, "pretrained"} == set(get_args(Method))
+    assert {*CLASSES, "pretrained", "cutpaste-patch"} == set(get_args(Method))
     assert task_of("pretrained", PARAMS) is None
     assert {method: task(method).classes for method in CLASSES} == CLASSES
 
@@ -111,3 +111,84 @@ def test_the_patch_is_as_tall_as_wide_in_either_direction() -> None:
     assert patch_params(SynthesisParams(aspect=(1.5, 2.0))).aspect == ((1.5, 2.0),)
     assert patch_params(SynthesisParams(rotation=30)).rotation == (-30, 30)
     assert scar_params(SynthesisParams(scar_rotation=20)).rotation == (-20, 20)
+
+
+# Crops, for the patch-level method ---------------------------------------------------------------------------------
+
+CROP = 32
+STILL = SynthesisParams(image_jitter=0, jitter=0)
+
+
+def crop_task(kind: str, params: SynthesisParams = STILL) -> Task:
+    found = task_of("cutpaste-patch", params, PatchLevelParams.model_validate({"receptive_field": CROP, "task": kind}))
+    assert found is not None
+    return found
+
+
+def place_of(crop: Tensor, image: Tensor) -> tuple[int, int]:
+    """Row and column at which a crop lies in its image of noise, where it lies at one place only."""
+    windows = image[:, : SIDE - CROP + 8, : SIDE - CROP + 8].unfold(1, 8, 1).unfold(2, 8, 1)  # (3, h, w, 8, 8)
+    same = (windows == crop[:, None, None, :8, :8]).all(dim=(0, 3, 4)).nonzero().tolist()
+    assert len(same) == 1
+    return same[0][0], same[0][1]
+
+
+def test_a_normal_sample_is_a_crop_of_its_image_at_any_place(images: Tensor) -> None:
+    places = []
+    for epoch in range(20):
+        keys = SampleKeys.of(0, "bolt", epoch, range(COUNT))
+        made, _ = crop_task("cutpaste-binary").batch(images, keys)
+        assert made.shape == (2 * COUNT, 3, CROP, CROP)
+        for crop, image in zip(made[:COUNT], images, strict=True):
+            row, column = place_of(crop, image)
+            assert torch.equal(crop, image[:, row : row + CROP, column : column + CROP])
+            places.append((row, column))
+    for axis in zip(*places, strict=True):
+        assert (min(axis), max(axis)) == (0, SIDE - CROP)  # 240 draws of 33 places reach both ends
+        assert np.mean(axis) == pytest.approx((SIDE - CROP) / 2, abs=2)
+
+
+def test_a_crop_of_the_whole_image_is_the_image(images: Tensor) -> None:
+    assert torch.equal(random_crops(images, KEYS, SIDE), images)
+
+
+def changed_pixels(kind: str, images: Tensor, label: int) -> Tensor:
+    """Which pixels (COUNT, S, S) of the crops the samples with this label differ in from the normal ones."""
+    made, labels = crop_task(kind).batch(images, SampleKeys.of(0, "bolt", 0, range(len(images))))
+    return (made[labels == label] != made[labels == 0]).any(dim=1)
+
+
+def test_a_patch_has_its_share_of_the_crop(images: Tensor) -> None:
+    shares = changed_pixels("cutpaste-binary", images, 1).float().mean(dim=(1, 2))
+    assert 0.015 < float(shares.min()) < 0.05
+    assert 0.08 < float(shares.max()) < 0.16
+
+
+@pytest.mark.parametrize(("side", "longest"), [(256, 16), (128, 12), (64, 6)])
+def test_a_scar_is_as_long_as_in_the_image_or_half_a_crop(side: int, longest: int) -> None:
+    """25 of 256 pixels are 25, 12 and 6 pixels; half a crop is 16. Upright scars show their length."""
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, 3, side, side), dtype=np.uint8))
+    task_ = crop_task("cutpaste-scar", STILL.model_copy(update={"scar_rotation": 0.0}))
+    made, labels = task_.batch(images, SampleKeys.of(0, "bolt", 0, range(40)))
+    changed = (made[labels == 1] != made[labels == 0]).any(dim=1)
+    lengths = changed.any(dim=2).sum(dim=1)
+    assert int(lengths.max()) == longest
+    assert int(lengths.min()) >= 0.4 * longest - 1
+
+
+@pytest.mark.parametrize(("kind", "label"), [("cutpaste-scar", 1), ("cutpaste-union", 1), ("cutpaste-3way", 2)])
+def test_every_defect_of_a_crop_can_be_seen(kind: str, label: int, images: Tensor) -> None:
+    assert changed_pixels(kind, images, label).flatten(1).any(dim=1).all()
+
+
+def test_a_crop_is_made_the_same_in_any_batch(images: Tensor) -> None:
+    task_3way = crop_task("cutpaste-3way", PARAMS)
+    made, _ = task_3way.batch(images, KEYS)
+    part, _ = task_3way.batch(images[7:8], SampleKeys.of(0, "bolt", 0, [7]))
+    assert torch.equal(part, made[7::COUNT])
+
+
+def test_without_a_section_the_patch_level_task_has_its_defaults() -> None:
+    found, default = task_of("cutpaste-patch", PARAMS), PatchLevelParams()
+    assert found is not None
+    assert (found.crop, found.name) == (default.receptive_field, default.task)

@@ -1,0 +1,54 @@
+"""The project's DVC, opened in this process: its errors become one sentence, its chatter is left out."""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from components.errors import UserError
+from flows.git import BusyError
+
+
+@contextlib.contextmanager
+def open_project() -> Iterator[Any]:
+    """Yield the `dvc.repo.Repo` of the project in the current folder.
+
+    A lock that another DVC command holds becomes a BusyError, every other error of DVC a UserError.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+
+    logging.getLogger("dvc").setLevel(logging.ERROR)
+    try:
+        with Repo(os.fspath(Path.cwd())) as repo, open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
+            yield repo
+    except LockError as error:
+        raise BusyError(f"Another DVC command is at work here ({innermost(error)}): run this again later.") from error
+    except DvcException as error:
+        raise UserError(f"DVC: {innermost(error).rstrip('.')}.") from error
+
+
+@contextlib.contextmanager
+def writing(repo: Any, folder: Path) -> Iterator[None]:
+    """Hold DVC's lock, and its write lock of `folder`: no stage reads the folder meanwhile, and none writes it.
+
+    Raises dvc.lock.LockError at once where a stage that depends on the folder is running.
+    """
+    from dvc.repo import lock_repo
+    from dvc.rwlock import rwlock
+
+    command = " ".join(sys.argv)  # as DVC itself names the holder, so that its own calls in here find the lock theirs
+    hardlink = repo.config["core"].get("hardlink_lock", False)
+    with lock_repo(repo), rwlock(repo.tmp_dir, repo.fs, command, [], [os.fspath(folder.resolve())], hardlink):
+        yield
+
+
+def innermost(error: BaseException) -> str:
+    """What the first cause of an error says, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())

