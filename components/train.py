@@ -144,7 +144,7 @@ def network_learner(prepared: Prepared, params: Params, checkpoint: Path) -> Map
         category=prepared.category,
         examiner=examiner,
         marks_start=densities,
-        checkpoint=checkpoint / NETWORK,
+        checkpoint=checkpoint.with_name(f"{checkpoint.name}-{NETWORK}"),
     )
 
 
