@@ -29,7 +29,11 @@ from components.places import Places
 from components.prepared import load_prepared
 
 CATEGORIES = ("mvtec/bottle", "mvtec/screw", "magnetic_tile")
-METHODS = ("cutpaste-3way", "pretrained")
+METHODS = (
+    *("cutpaste-3way", "pretrained", "cutpaste-binary", "cutpaste-scar", "cutpaste-union", "cutpaste-patch"),
+    *("cutpaste-ensemble", "rotation", "cutout", "confetti", "nsa-logistic", "nsa-binary", "nsa-continuous"),
+    *("fpi", "pii", "nsa-gde", "nsa-cutpaste"),
+)
 COLUMNS = ("category", "method", "seed", "default", "encoder", "image_auroc", "pixel_auroc", "aupro", "exam_mark",
            "train_s", "fit_s", "score_ms")  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def main(category: str, params: Params) -> None:
     places = Places(category)
     prepared = load_prepared(places.prepared)
     encoders = load_encoders(places.encoder, params)
-    heads = load_heads(places.encoder, encoders, category, params)
+    heads = load_heads(places.encoder, category, params)
     choice = choose({name: encoders[name] for name in heads} or encoders, prepared, params)
     say_if_training_did_not_help(category, choice)
     detector, calibration = fit_detector(choice, encoders, prepared, params, heads)
@@ -123,43 +123,60 @@ def main(category: str, params: Params) -> None:
     save_capsule(capsule, golden_images(prepared), places.capsule)
 
 
+def trained_folders(folder: Path, params: Params) -> dict[str, Path]:
+    """Where the representations lie whose training was kept by its own exam: "trained", and an ensemble's others."""
+    if encoder_method(params.method) == PRETRAINED and params.method != NSA_GDE:
+        return {}
+    folders = [folder, *sorted(path for path in folder.iterdir() if path.name.isdecimal())]
+    kept = [own for own in folders if read_json(own / "training.json")["kept_step"] > 0]
+    return {f"{TRAINED}-{number}" if number else TRAINED: own for number, own in enumerate(kept)}
+
+
 def load_encoders(folder: Path, params: Params) -> dict[str, Encoder]:
-    """The representation before training, and the trained one where training was kept by its own exam."""
-    encoders = {PRETRAINED: build_encoder(params.backbone, params.seed)}
-    trained = encoder_method(params.method) != "pretrained" or params.method == NSA_GDE
-    if trained and read_json(folder / "training.json")["kept_step"] > 0:
-        encoders[TRAINED] = load_encoder(folder)
-    return encoders
+    """The representation before training, and the trained ones."""
+    trained = {name: load_encoder(own) for name, own in trained_folders(folder, params).items()}
+    return {PRETRAINED: build_encoder(params.backbone, params.seed), **trained}
 
 
-def load_heads(
-    folder: Path, encoders: Mapping[str, Encoder], category: str, params: Params
-) -> dict[str, nn.Sequential]:
-    """The trained head of the encoder that was kept, where `fit.map` needs it; raises UserError where there is none."""
+def load_heads(folder: Path, category: str, params: Params) -> dict[str, nn.Sequential]:
+    """The trained heads of the encoders that were kept, where `fit.map` needs them; UserError where there is none."""
     if params.fit.map != "gradcam-logit":
         return {}
-    if not (folder / HEAD_FILE).is_file():
+    folders = trained_folders(folder, params) or {PRETRAINED: folder}
+    if not all((own / HEAD_FILE).is_file() for own in folders.values()):
         raise UserError(
             f"fit.map gradcam-logit needs a trained head, and none fits what was kept for {category}: set fit.map to "
             "gradcam, or method and training.head_steps to train one."
         )
-    return {list(encoders)[-1]: load_head(folder)}
+    return {name: load_head(own) for name, own in folders.items()}
 
 
 def choose(encoders: Mapping[str, Encoder], prepared: Prepared, params: Params) -> Choice:
-    """Choose compositions for each encoder by cross-fitting, then the encoder by the held-out images.
+    """Choose compositions by cross-fitting, before training and after it, then one of the two by the held-out images.
 
-    The trained encoder has seen the images it learned from, so only held-out ones can say whether it is better; it
-    must be so by more than `fit.margin`.
+    A trained encoder has seen the images it learned from, so only held-out ones can say whether it is better; it must
+    be so by more than `fit.margin`. The members of an ensemble all take the compositions that suit the first.
     """
-    choices = [choose_compositions(name, encoder, prepared, params) for name, encoder in encoders.items()]
+    first = [name for name in encoders if name in (PRETRAINED, TRAINED)]
+    members = [name for name in encoders if name not in first]
+    choices = [choose_compositions(name, encoders[name], prepared, params) for name in first]
+    choices = [with_members(choice, members) if choice.encoder == TRAINED else choice for choice in choices]
     marks = tuple(mark for choice in choices for mark in choice.marks)
-    held_out = {choice.encoder: held_out_mark(encoders[choice.encoder], choice.image, prepared) for choice in choices}
+    held_out = {choice.encoder: held_out_mark(encoders, choice.image, prepared) for choice in choices}
     winner = choices[0]
     for other in choices[1:]:
         if held_out[other.encoder] > held_out[winner.encoder] + params.fit.margin:
             winner = other
     return Choice(winner.image, winner.map, marks, held_out)
+
+
+def with_members(choice: Choice, members: Sequence[str]) -> Choice:
+    """The same choice with its compositions repeated for further encoders, with which it is averaged."""
+    image, maps = (
+        tuple(replace(c, encoder=name) for name in (choice.encoder, *members) for c in compositions)
+        for compositions in (choice.image, choice.map)
+    )
+    return replace(choice, image=image, map=maps)
 
 
 def choose_compositions(name: str, encoder: Encoder, prepared: Prepared, params: Params) -> Choice:
@@ -174,12 +191,14 @@ def choose_compositions(name: str, encoder: Encoder, prepared: Prepared, params:
     return Choice(by_image, maps, marks, {})
 
 
-def held_out_mark(encoder: Encoder, compositions: Sequence[Composition], prepared: Prepared) -> float:
+def held_out_mark(encoders: Mapping[str, Encoder], compositions: Sequence[Composition], prepared: Prepared) -> float:
     """Mean image mark on held-out images of compositions fitted to all others."""
-    name = compositions[0].encoder
-    scorers = fit_scorers(compositions, {name: encoder}, prepared)
-    paper = held_out_paper(encoder, prepared, levels_of(name, compositions))
-    return float(np.mean([examine(c, scorers[c], paper).image for c in compositions]))
+    scorers = fit_scorers(compositions, encoders, prepared)
+    papers = {
+        name: held_out_paper(encoders[name], prepared, levels_of(name, compositions))
+        for name in dict.fromkeys(c.encoder for c in compositions)
+    }
+    return float(np.mean([examine(c, scorers[c], papers[c.encoder]).image for c in compositions]))
 
 
 def fit_scorers(

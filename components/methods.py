@@ -1,9 +1,9 @@
-"""What the methods with a network of their own are made of: the generator that trains it, and what else they need."""
+"""What the composed methods are made of: the generator that trains a network of its own, and what else they need."""
 
 from components.nsa import Label
 from components.nsa import Method as Generator
 
-HYBRID, NSA_GDE = "nsa-cutpaste", "nsa-gde"
+ENSEMBLE, HYBRID, NSA_GDE = "cutpaste-ensemble", "nsa-cutpaste", "nsa-gde"
 GENERATORS: dict[str, tuple[Generator, Label]] = {
     "nsa-binary": ("nsa", "binary"),
     "nsa-continuous": ("nsa", "continuous"),
@@ -32,6 +32,6 @@ def serves_network(method: str) -> bool:
 
 def encoder_method(method: str) -> str:
     """The method by which the representation under the densities is trained, or "pretrained"."""
-    if method == HYBRID:
+    if method in (ENSEMBLE, HYBRID):
         return "cutpaste-3way"
     return "pretrained" if method in GENERATORS else method

@@ -33,6 +33,7 @@ Method = Literal[
     "rotation",
     "cutout",
     "confetti",
+    "cutpaste-ensemble",
     "cutpaste-patch",
     "nsa-binary",
     "nsa-continuous",
@@ -189,6 +190,7 @@ class TrainingParams(_Section):
     """Self-supervised training: first the head alone, then all layers (section 4.3), one cosine cycle each.
 
     final_rate: what the learning rate of the second phase ends at.
+    members: networks of the method cutpaste-ensemble, each from a seed of its own (section 4.1: five).
     workers: processes that make the batches ahead, the same bytes as none, so that a GPU need not wait for them.
     """
 
@@ -205,6 +207,7 @@ class TrainingParams(_Section):
     freeze_batch_norm: bool = True
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    members: int = Field(5, ge=2)
     workers: int = Field(0, ge=0, le=64)
     checkpoint_steps: int = Field(25, ge=1)
     exam_steps: int = Field(50, ge=1)

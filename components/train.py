@@ -22,7 +22,7 @@ from components.fingerprint import experiment_identity, open_category_run
 from components.head import save_head
 from components.learner import Learner, Progress
 from components.map_learner import MapLearner, MapTask
-from components.methods import GENERATORS, NSA_GDE, encoder_method, serves_network, trains_network
+from components.methods import ENSEMBLE, GENERATORS, NSA_GDE, encoder_method, serves_network, trains_network
 from components.network_exam import examine_network
 from components.nsa_settings import load_nsa_params
 from components.params import Params, TrainingParams
@@ -36,6 +36,7 @@ from components.views import view_of
 
 NETWORK = "network"  # the folder of the network, beside the representation
 HISTORY = ("step", "loss", "accuracy", "rate")
+Trained = tuple[Encoder, nn.Sequential | None, Progress]
 
 
 def main(category: str, params: Params) -> None:
@@ -43,9 +44,9 @@ def main(category: str, params: Params) -> None:
     use_threads(params.threads)
     places = Places(category)
     prepared = load_prepared(places.prepared)
-    encoder = starting_encoder(params)
     checkpoint = places.checkpoint / experiment_identity(category, params)[:16]
-    encoder, head, progress = train(encoder, prepared, params, checkpoint)
+    members = [train_member(number, prepared, params, checkpoint) for number in range(members_of(params))]
+    encoder, head, progress = members[0]
     learner = None
     if trains_network(params.method):
         learner = network_learner(prepared, params, checkpoint)
@@ -53,16 +54,31 @@ def main(category: str, params: Params) -> None:
         if params.method == NSA_GDE:
             encoder = learner.encoder
         progress = progress if progress.step else learner.progress
-    say_if_it_did_not_help(category, progress)
-    write_outputs(places.encoder, encoder, head, progress, params, learner)
+    members[0] = (encoder, head, progress)
+    for _, _, own in members:
+        say_if_it_did_not_help(category, own)
+    write_outputs(places.encoder, members, params, learner)
     drop_checkpoint(places.checkpoint)
 
 
-def starting_encoder(params: Params) -> Encoder:
+def members_of(params: Params) -> int:
+    """How many networks are trained, each from a seed of its own."""
+    return params.training.members if params.method == ENSEMBLE else 1
+
+
+def train_member(number: int, prepared: Prepared, params: Params, checkpoint: Path) -> Trained:
+    """Train one network of an ensemble, or the only one, number 0; its seed is the run's plus its number."""
+    if number == 0:
+        return train(starting_encoder(params, params.seed), prepared, params, params.seed, checkpoint, "train")
+    seed, beside = params.seed + number, checkpoint.with_name(f"{checkpoint.name}-{number}")
+    return train(starting_encoder(params, seed), prepared, params, seed, beside, f"train-{number}")
+
+
+def starting_encoder(params: Params, seed: int) -> Encoder:
     """What training begins with: the backbone, or for the patch-level method its own network from scratch."""
     if params.method == PATCH:
-        return build_patch_encoder(params.patch, params.seed)
-    return build_encoder(params.backbone, params.seed)
+        return build_patch_encoder(params.patch, seed)
+    return build_encoder(params.backbone, seed)
 
 
 def schedule_of(params: Params) -> TrainingParams:
@@ -73,10 +89,8 @@ def schedule_of(params: Params) -> TrainingParams:
     return params.training.model_copy(update={"head_steps": 0, "optimizer": "sgd", "freeze_batch_norm": False, **own})
 
 
-def train(
-    encoder: Encoder, prepared: Prepared, params: Params, checkpoint: Path
-) -> tuple[Encoder, nn.Sequential | None, Progress]:
-    """Train `encoder` as `params.method` says, live in MLflow; without a task it comes back as it is.
+def train(encoder: Encoder, prepared: Prepared, params: Params, seed: int, checkpoint: Path, name: str) -> Trained:
+    """Train `encoder` as `params.method` says, live in MLflow as `name`; without a task it comes back as it is.
 
     Returns the encoder, the projection head that was trained on its features, if there is one, and the progress.
     """
@@ -90,12 +104,12 @@ def train(
         prepared.images,
         prepared.fit_rows,
         schedule,
-        seed=params.seed,
+        seed=seed,
         category=prepared.category,
         examiner=lambda trained: exam_mark(trained, prepared, params),
         checkpoint=checkpoint,
     )
-    encoder = run_live(learner, prepared.category, params, "train")
+    encoder = run_live(learner, prepared.category, params, name)
     assert isinstance(learner.head, nn.Sequential)
     return encoder, learner.head if learner.kept_head else None, learner.progress
 
@@ -173,24 +187,20 @@ def exam_mark(encoder: Encoder, prepared: Prepared, params: Params) -> float:
     return float(np.mean(marks))
 
 
-def write_outputs(
-    folder: Path,
-    encoder: Encoder,
-    head: nn.Sequential | None,
-    progress: Progress,
-    params: Params,
-    learner: MapLearner | None = None,
-) -> None:
+def write_outputs(folder: Path, members: Sequence[Trained], params: Params, learner: MapLearner | None = None) -> None:
     """Write encoder.safetensors, encoder.json, head.safetensors (if any), history.csv and training.json, or none.
 
-    The network of `learner` goes into a folder of its own, with its own history.csv and training.json.
+    Members of an ensemble after the first go into folders 1, 2, …; the network of `learner` goes into one of its own.
     """
     with new_directory(folder) as beside:
-        save_encoder(encoder, beside)
-        if head is not None:
-            save_head(head, beside)
-        write_text(beside / "history.csv", history_csv(progress.history))
-        write_json(beside / "training.json", training_summary(progress, params))
+        for number, (encoder, head, progress) in enumerate(members):
+            own = beside / str(number) if number else beside
+            own.mkdir(exist_ok=True)
+            save_encoder(encoder, own)
+            if head is not None:
+                save_head(head, own)
+            write_text(own / "history.csv", history_csv(progress.history))
+            write_json(own / "training.json", training_summary(progress, params))
         if learner and serves_network(params.method):
             save_network(learner.network, beside / NETWORK)
             write_text(beside / NETWORK / "history.csv", history_csv(learner.progress.history))

@@ -26,7 +26,12 @@ BACKBONE = BackboneParams(name="lcnet_035", weights="none")
 
 
 def params_of(**fit: Any) -> Params:
-    content = {"data": TINY["data"], "image": {"size": SIZE}, "backbone": BACKBONE.model_dump()}
+    content = {
+        "method": "pretrained",
+        "data": TINY["data"],
+        "image": {"size": SIZE},
+        "backbone": BACKBONE.model_dump(),
+    }
     return parse_params({**content, "fit": {"folds": 2, **fit}}, "my.yaml")
 
 
@@ -69,7 +74,7 @@ def prepared() -> Prepared:
 def fitted(encoder: Encoder, prepared: Prepared, params: Params, folder: Path) -> Capsule:
     """A capsule as stage fit makes it, through its files and back."""
     encoders = {PRETRAINED: encoder}
-    heads = load_heads(folder, encoders, "bolt", params)
+    heads = load_heads(folder, "bolt", params)
     choice = choose(encoders, prepared, params)
     detector, calibration = fit_detector(choice, encoders, prepared, params, heads)
     capsule = make_capsule(detector, calibration, choice, prepared, params)

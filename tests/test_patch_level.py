@@ -83,7 +83,7 @@ def test_it_is_trained_from_scratch_by_its_own_schedule() -> None:
 
 
 def test_training_begins_with_the_patch_network_of_the_seed() -> None:
-    encoder = starting_encoder(params())
+    encoder = starting_encoder(params(), 0)
     assert encoder.spec == build_patch_encoder(PATCH, seed=0).spec
     expected = build_patch_encoder(PATCH, seed=0).body.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in encoder.body.state_dict().items())
@@ -120,7 +120,7 @@ def test_the_exam_can_choose_the_patch_network(workspace: Path) -> None:
     for stage in (validate, synthesize):
         stage.main("widget", chosen)
     prepared = load_prepared(Places("widget").prepared)
-    encoders = {"trained": starting_encoder(chosen)}
+    encoders = {"trained": starting_encoder(chosen, chosen.seed)}
     choice = fit.choose(encoders, prepared, chosen)
     made, calibration = fit.fit_detector(choice, encoders, prepared, chosen, {})
     assert all(c.receptive_field == 16 and c.stride == 4 for c in choice.map)
