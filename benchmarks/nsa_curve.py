@@ -2,8 +2,9 @@
 
     python -m benchmarks.nsa_curve --data ../shared/data --out benchmarks/results/nsa_curve.json
 
-A row is a mark of the training: the mean AUROC, of image and of pixel, on held-out images of the kinds of synthetic
-defects that the network was not trained on. Categories that the file has already are kept, and a training that was cut
+A row is a mark of the training: mean image and pixel AUROC on held-out images of the kinds of synthetic defects that
+the network was not trained on, and the mean of both, by which weights are kept (the two are null where a run that was
+cut short made the mark). Categories that the file has already are kept, and a training that was cut
 short goes on from its last checkpoint. Test images are not looked at.
 """
 
@@ -99,7 +100,8 @@ def measure(category: str, params: Params) -> list[dict[str, Any]]:
             "method": params.method,
             "step": step,
             "samples": step * params.network.batch,
-            "exam_image_auroc": round(mark, 4),
+            "exam_mark": round(mark, 4),
+            "exam_image_auroc": round(found[step].image, 4) if step in found else None,
             "exam_pixel_auroc": round(found[step].pixel, 4) if step in found else None,
             "steps_per_s": round(clock.rate, 3),
             "samples_per_s": round(clock.rate * params.network.batch, 1),

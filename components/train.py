@@ -131,7 +131,8 @@ def run_live(learner: Learner, category: str, params: Params, name: str) -> Enco
 def network_learner(prepared: Prepared, params: Params, checkpoint: Path) -> MapLearner:
     """What trains the network of NSA, FPI or PII on a category; UserError where it has no steps to do.
 
-    For nsa-gde the exam marks densities of the encoder, and may keep the one before training; else it marks the map.
+    For nsa-gde the exam marks densities of the encoder, and may keep the one before training; else it marks the map:
+    mean of image and pixel AUROC, as the first alone hardly tells late weights apart.
     """
     generator, label = GENERATORS[params.method]
     settings, report = load_nsa_params(Places(prepared.category).prepared, generator, label)
@@ -147,7 +148,8 @@ def network_learner(prepared: Prepared, params: Params, checkpoint: Path) -> Map
     def examiner(network: MapNetwork) -> float:
         if densities:
             return exam_mark(network.encoder, prepared, params)
-        return examine_network(network, prepared, params, view).image
+        mark = examine_network(network, prepared, params, view)
+        return (mark.image + mark.pixel) / 2
 
     return MapLearner(
         build_encoder(params.backbone, params.seed),
