@@ -26,7 +26,8 @@ ATTEMPTS = 6  # of one object, on top of botocore's own of one request, which do
 BACKOFF_SECONDS = 0.2  # doubled from one attempt to the next
 PARALLEL = 8  # requests under way at once
 DELETED_AT_ONCE = 1000  # S3's limit
-LARGE = 64 << 20  # bytes from which an object is read and copied in parts
+LARGE = 64 << 20  # bytes from which an object is read in parts
+COPIED_AT_ONCE = 5 << 30  # bytes that S3 copies in one request
 CONFIG = {"connect_timeout": 10, "read_timeout": 20, "max_pool_connections": 2 * PARALLEL}
 Result = TypeVar("Result")
 
@@ -45,7 +46,10 @@ class S3Inbox:
         self._root = prefix.rpartition("/")[0] + "/" if "/" in prefix else ""
         retries: Any = {"mode": "standard", "total_max_attempts": 5}
         with _explained(self._url):
-            self._client: Any = boto3.client("s3", config=Config(retries=retries, signature_version="s3v4", **CONFIG))
+            # A session of its own: the default one remembers the first keys that it saw in the environment.
+            self._client: Any = boto3.Session().client(
+                "s3", config=Config(retries=retries, signature_version="s3v4", **CONFIG)
+            )
 
     @property
     def url(self) -> str:
@@ -129,7 +133,7 @@ class S3Inbox:
     def _objects(self, prefix: str) -> dict[str, dict[str, Any]]:
         """Size and ETag of all objects under a prefix, by key."""
         return {
-            found["Key"]: {"Size": found["Size"], "ETag": found["ETag"]}
+            found["Key"]: {"Size": found["Size"], "ETag": _bare(found["ETag"])}
             for page in self._pages(prefix)
             for found in page.get("Contents", [])
         }
@@ -138,7 +142,7 @@ class S3Inbox:
         if entry.size >= LARGE:
             self._fetch_large(key, entry, path)
             return
-        answer = self._get(key, IfMatch=entry.mark)
+        answer = self._get(key, IfMatch=f'"{entry.mark}"')
         data = answer["Body"].read()
         _verify(key, entry, len(data), hashlib.md5(data, usedforsecurity=False).hexdigest(), answer)
         _verify_sha256(key, hashlib.sha256(data).hexdigest(), answer)
@@ -149,7 +153,7 @@ class S3Inbox:
         beside = path.with_name(f"{path.name}.part")
         beside.parent.mkdir(parents=True, exist_ok=True)
         try:
-            head = self._client.head_object(Bucket=self.bucket, Key=key, IfMatch=entry.mark)
+            head = self._client.head_object(Bucket=self.bucket, Key=key, IfMatch=f'"{entry.mark}"')
             self._client.download_file(self.bucket, key, str(beside))
             with beside.open("rb") as file:
                 md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
@@ -193,11 +197,11 @@ class S3Inbox:
     def _copy(self, key: str, place: str, size: int, mark: str) -> None:
         source = {"Bucket": self.bucket, "Key": key}
         try:
-            if size >= LARGE:
+            if size > COPIED_AT_ONCE:
                 self._client.copy(source, self.bucket, self._root + place)
             else:
                 self._client.copy_object(
-                    CopySource=source, Bucket=self.bucket, Key=self._root + place, CopySourceIfMatch=mark
+                    CopySource=source, Bucket=self.bucket, Key=self._root + place, CopySourceIfMatch=f'"{mark}"'
                 )
         except ClientError as error:
             raise _gone_or(error, key) from error
@@ -217,18 +221,24 @@ class _CutShortError(Exception):
 
 
 def _verify(key: str, entry: Entry, length: int, md5: str, answer: Any) -> None:
+    if _bare(answer.get("ETag", entry.mark)) != entry.mark:  # not every S3 server heeds IfMatch
+        raise GoneError(key)
     if length != entry.size:
         raise _CutShortError(f"{key} came with {length:,} of {entry.size:,} bytes")
-    etag = entry.mark.strip('"')
-    is_md5 = len(etag) == 32 and not str(answer.get("ServerSideEncryption", "")).startswith("aws:kms")
-    if is_md5 and etag != md5 and "SSECustomerAlgorithm" not in answer:
+    is_md5 = len(entry.mark) == 32 and not str(answer.get("ServerSideEncryption", "")).startswith("aws:kms")
+    if is_md5 and entry.mark != md5 and "SSECustomerAlgorithm" not in answer:
         raise _CutShortError(f"{key} came with another MD5 than its ETag")
 
 
 def _verify_sha256(key: str, sha256: str, answer: Any) -> None:
-    told = answer.get("Metadata", {}).get("sha256", sha256)
-    if told.lower() != sha256:
+    metadata = {name.lower(): value for name, value in answer.get("Metadata", {}).items()}
+    if metadata.get("sha256", sha256).lower() != sha256:
         raise _CutShortError(f"{key} came with another SHA-256 than its metadata says")
+
+
+def _bare(etag: str) -> str:
+    """An ETag without its quotation marks, which some servers leave out in listings."""
+    return etag.strip('"')
 
 
 def _is_still(there: dict[str, dict[str, Any]], prefix: str, move: Move) -> bool:

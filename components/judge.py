@@ -7,7 +7,7 @@ batch, and at last the present champion's opinion. The first reason that is foun
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,6 @@ import pandas as pd
 from components.arrival_names import Refusal
 from components.arrival_suite import unfit_images
 from components.batch import Batch, Item
-from components.capsule import Capsule
 from components.door import check_listing, open_arrival
 from components.drift import Drift, find_drift
 from components.duplicates import NEAR, KnownImages
@@ -23,7 +22,9 @@ from components.image_facts import Facts, image_facts
 from components.images import ImageLimits
 from components.params import Params
 from components.perceptual_hash import image_hashes
-from components.screening import screen
+
+if TYPE_CHECKING:
+    from components.capsule import Capsule
 
 Outcome = Literal["accepted", "held", "quarantine"]
 
@@ -72,7 +73,7 @@ def check_entry(item: Item, params: Params) -> Verdict | None:
 
 def judge(
     batch: Batch, items: Sequence[Item], history: pd.DataFrame, held: Sequence[Mapping[str, Any]],
-    capsule: Capsule | None, params: Params,
+    capsule: "Capsule | None", params: Params,
 ) -> Judgement:  # fmt: skip
     """Judge the fetched files of a batch.
 
@@ -159,9 +160,11 @@ def _drifted(verdicts: Sequence[Verdict], history: pd.DataFrame, params: Params)
 
 
 def _screened(
-    verdicts: Sequence[Verdict], items: Mapping[int, Item], batch: Batch, capsule: Capsule, params: Params
+    verdicts: Sequence[Verdict], items: Mapping[int, Item], batch: Batch, capsule: "Capsule", params: Params
 ) -> list[Verdict]:
     """Hold what the champion finds suspicious; whatever is held for another reason gets its score and map too."""
+    from components.screening import screen  # torch takes seconds to import
+
     asked = [verdict for verdict in verdicts if verdict.outcome != "quarantine"]
     paths = [batch.raw(items[verdict.number]) for verdict in asked]
     pictures = [batch.picture(items[verdict.number]) for verdict in asked]

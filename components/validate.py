@@ -3,6 +3,7 @@
 Errors stop the category, warnings travel along; either way `report.json` and `report.html` say what was found.
 """
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -270,6 +271,7 @@ def run_suite(suite: Suite, table: pd.DataFrame, listed: int = LISTED) -> list[d
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     asset = context.data_sources.add_pandas("images").add_dataframe_asset("table")

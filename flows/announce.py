@@ -7,7 +7,14 @@ RESOURCE = "flawline.data."  # and the category's name
 
 
 def announce_commit(category: str, commit: str, images: int) -> None:
-    """Emit the event for a commit of `images` new good images; the same commit again is the same event."""
+    """Emit the event for a commit of `images` new good images; the same commit again is the same event.
+
+    Without a Prefect server (PREFECT_API_URL) no one could hear it, and nothing is emitted.
+    """
+    from prefect.settings import PREFECT_API_URL
+
+    if not PREFECT_API_URL.value():
+        return
     from prefect.events import emit_event
 
     emit_event(

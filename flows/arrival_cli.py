@@ -34,17 +34,24 @@ def ingest(
     """
     source = _absolute(source)
     enter_project()
-    from flows.ingest import ingest as run_ingest
+    from components.inbox import open_source
+    from components.params import load_params
+    from flows.arrivals import awaited
 
-    summaries = run_ingest(source, categories)
+    params = load_params()
+    chosen = categories or awaited(open_source(source or params.ingest.source), params)
+    if not chosen:
+        print("[]" if as_json else "Nothing has arrived.")
+        return
+    from flows.ingest import ingest as run_ingest  # seconds to import: only when there is something to do
+
+    summaries = run_ingest(source, chosen)
     errors = [summary["error"] for summary in summaries if "error" in summary]
     if as_json:
         print(json.dumps(summaries, indent=2))
     else:
         for summary in summaries:
             _say(summary)
-    if not summaries and not as_json:
-        print("Nothing has arrived.")
     if errors:
         raise UserError(" ".join(errors))
 
