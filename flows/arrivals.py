@@ -15,6 +15,7 @@ from components.batch import Batch, Item, category_lock, facts_cache, new_batch,
 from components.dataset import Category, ImageRecord, list_records
 from components.errors import UserError
 from components.image_facts import category_facts, remember
+from components.image_table import printable
 from components.inbox import Entry, GoneError, Source, are_settled, open_source, settled
 from components.judge import Verdict, arrival_limits, check_entry, judge
 from components.outcome import count_words, image_name, settle, summarise
@@ -37,19 +38,12 @@ def call(step: Step, batch: Batch, params: Params) -> Any:
 
 
 def awaited(inbox: Source, params: Params) -> list[str]:
-    """The categories with something in their inbox, or with a batch that was cut short.
+    """The folders of the inbox with something in them, and the categories with a batch that was cut short.
 
-    Raises UserError where the inbox has a folder of no known category: its images would wait for ever.
+    A folder of no known category is among them: `ingest_category` says so, else its images would wait unseen.
     """
-    folders = inbox.categories()
-    unknown = [name for name in folders if name not in params.data.categories and inbox.entries(name)]
-    if unknown:
-        raise UserError(
-            f"The inbox {inbox.url} has images of {unknown[0]!r}, which is not in data.categories of params.yaml: add "
-            "the category with `flawline data add`, or correct the folder's name."
-        )
-    waiting = {name for name in folders if inbox.entries(name)}
-    return [name for name in params.data.categories if name in waiting or open_batches(name)]
+    filled = [name for name in inbox.categories() if inbox.entries(name)]
+    return sorted({*filled, *(name for name in params.data.categories if open_batches(name))})
 
 
 def ingest_category(category: str, inbox: Source, params: Params, run: Run = call) -> list[dict[str, Any]]:
@@ -58,7 +52,10 @@ def ingest_category(category: str, inbox: Source, params: Params, run: Run = cal
     Only one process does so at a time in this workspace, others wait. run: how a step is run.
     """
     if category not in params.data.categories:
-        raise UserError(f"{category} is not in data.categories of params.yaml: correct the name or add the category.")
+        raise UserError(
+            f"The inbox {inbox.url} has a folder {printable(category)!r}, which is not in data.categories of "
+            "params.yaml: correct its name, or add the category."
+        )
     with category_lock(category):
         summaries = [complete(batch, params, run) for batch in open_batches(category)]
         batch = claim(category, inbox, params)
