@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from components.arrival_names import Refusal
 from components.arrival_suite import unfit_images
@@ -99,7 +100,8 @@ def _open_all(batch: Batch, items: Sequence[Item], known: KnownImages, params: P
     def read(item: Item) -> "tuple[Item, Refusal | _Read]":
         return item, _read(batch, item, limits)
 
-    with ThreadPoolExecutor(params.threads) as pool:
+    # Each image has a thread already: threads of the linear algebra beside these would only wait for each other.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(params.threads) as pool:
         for item, found in pool.map(read, items):
             if isinstance(found, Refusal):
                 yield Verdict(item.number, "quarantine", *found)
