@@ -122,8 +122,8 @@ def _image_facts(record: ImageRecord, limits: ImageLimits) -> dict[str, Any]:
     with Image.open(record.path, formats=FORMATS) as header:
         facts = {"decodes": True, "mode": header.mode, "format": header.format}
     height, width = image.shape[:2]
-    facts |= {"width": width, "height": height, "short_side": min(width, height), "size": _size_words(image)}
-    return facts | {"pixels": _pixel_digest(image)} | image_measures(image)
+    facts |= {"width": width, "height": height, "short_side": min(width, height), "size": size_words(image)}
+    return facts | {"pixels": pixel_digest(image)} | image_measures(image)
 
 
 def _mask_facts(masks: tuple[Path, ...], root: Path, limits: ImageLimits, size: str | None) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def _one_mask(path: Path, root: Path, limits: ImageLimits) -> dict[str, Any]:
         levels = len(mask_values(path, limits))
     except UserError as error:
         return {"mask_error": f"{_name(path, root)} {_problem(error, path)}"}
-    return {"mask_size": _size_words(mask), "mask_levels": levels, "mask_area": int(mask.sum())}
+    return {"mask_size": size_words(mask), "mask_levels": levels, "mask_area": int(mask.sum())}
 
 
 def _problem(error: UserError, path: Path) -> str:
@@ -159,11 +159,13 @@ def _name(path: Path, root: Path) -> str:
     return printable(path.relative_to(root).as_posix())
 
 
-def _size_words(image: np.ndarray) -> str:
+def size_words(image: np.ndarray) -> str:
+    """The size of an image (H, W, …) as people write it: "W×H"."""
     return f"{image.shape[1]}×{image.shape[0]}"
 
 
-def _pixel_digest(image: np.ndarray) -> str:
+def pixel_digest(image: np.ndarray) -> str:
+    """SHA-256 of an image's shape and pixels (H, W, 3) uint8, as 64 hex digits, whatever file holds them."""
     return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
 
 

@@ -404,6 +404,37 @@ class EvaluationParams(_Section):
     gallery: int = Field(12, ge=1)
 
 
+class IngestParams(_Section):
+    """New images that arrive: where from, what is let in, and when it is learned.
+
+    source: the inbox, a folder or s3://BUCKET/PREFIX with one folder per category; accepted, held and quarantined
+    images go to folders of these names beside it.
+    settle_seconds: a file that changed within that time is still being copied, and is left alone.
+    max_files, max_batch_bytes: of one batch; what is above waits for the next. max_bytes: of one file.
+    near_distance: share of differing bits up to which an image is a near-duplicate; 0 for identical hashes only.
+    max_deviations: how far brightness, sharpness … may lie from the category's median, in robust deviations.
+    drift: whether a batch whose distribution differs from the training images is only reported or held as a whole.
+    drift_level: family-wise error rate of that test. drift_min: fewest images to test.
+    hold_below: an image is held for a person if the champion gives it a p-value of at most that.
+    retrain_images, retrain_hours: a category is retrained once it has so many images that its latest model does not
+    know, or has had some for so many hours.
+    """
+
+    source: str = "arriving/inbox"
+    settle_seconds: float = Field(5.0, ge=0)
+    max_files: int = Field(10_000, ge=1)
+    max_bytes: int = Field(100_000_000, gt=0)
+    max_batch_bytes: int = Field(20_000_000_000, gt=0)
+    near_distance: float = Field(0.05, ge=0, lt=0.25)
+    max_deviations: float = Field(8.0, gt=0)
+    drift: Literal["warn", "stop"] = "warn"
+    drift_level: float = Field(0.001, gt=0, lt=1)
+    drift_min: int = Field(20, ge=2)
+    hold_below: float = Field(0.01, gt=0, lt=1)
+    retrain_images: int = Field(10, ge=1)
+    retrain_hours: float = Field(24.0, ge=0)
+
+
 class ArchiveParams(_Section):
     """A published archive: its address, and the SHA-256 of its content in hex."""
 
@@ -450,6 +481,7 @@ class Params(_Section):
     limits: LimitParams = LimitParams()
     demo: DemoParams = DemoParams()
     fetch: FetchParams = FetchParams()
+    ingest: IngestParams = IngestParams()
     image: ImageParams = ImageParams()
     validation: ValidationParams = ValidationParams()
     synthesis: SynthesisParams = SynthesisParams()

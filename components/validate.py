@@ -3,6 +3,7 @@
 Errors stop the category, warnings travel along; either way `report.json` and `report.html` say what was found.
 """
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -241,7 +242,7 @@ def measure_rules(table: pd.DataFrame, limits: ValidationParams) -> Suite:
     """What is expected of brightness, contrast, sharpness and colour, judged by the training images themselves."""
     near, wide = good_ranges(table, limits.max_shift), good_ranges(table, limits.max_deviations)
     known = [measure for measure in MEASURE_RULES if measure.name in wide]
-    rules = [_range_rule(measure, wide[measure.name], limits.max_outlier_share) for measure in known]
+    rules = [range_rule(measure, wide[measure.name], limits.max_outlier_share) for measure in known]
     if len(good_values(table, "brightness", "test")) >= SHIFT_IMAGES:
         rules += [_shift_rule(measure, near[measure.name]) for measure in known]
     return rules
@@ -262,11 +263,15 @@ def robust_range(values: np.ndarray, deviations: float, measure: Measure) -> Ran
     return Range(*(np.expm1(ends) if measure.log else ends).tolist())
 
 
-def run_suite(suite: Suite, table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Check the table against the suite; one JSON-able dict per rule, in the suite's order."""
+def run_suite(suite: Suite, table: pd.DataFrame, listed: int = LISTED) -> list[dict[str, Any]]:
+    """Check the table against the suite; one JSON-able dict per rule, in the suite's order.
+
+    listed: how many offending images each rule names at most.
+    """
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
+    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)  # itself it says INFO
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     asset = context.data_sources.add_pandas("images").add_dataframe_asset("table")
@@ -279,20 +284,20 @@ def run_suite(suite: Suite, table: pd.DataFrame) -> list[dict[str, Any]]:
         result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["row"]},
     )
     found = {_meta(one)["rule"]: one for one in result.results}
-    return [_check(rule, found[rule.name], table) for rule, _ in suite]
+    return [_check(rule, found[rule.name], table, listed) for rule, _ in suite]
 
 
 def _meta(result: Any) -> dict[str, str]:
     return dict(result.expectation_config.meta)
 
 
-def _check(rule: Rule, result: Any, table: pd.DataFrame) -> dict[str, Any]:
+def _check(rule: Rule, result: Any, table: pd.DataFrame, listed: int) -> dict[str, Any]:
     if result.exception_info.get("raised_exception"):
         raise RuntimeError(f"rule {rule.name} could not be checked: {result.exception_info['exception_message']}")
     rows = sorted(int(place["row"]) for place in result.result.get("unexpected_index_list") or [])
     check = {key: getattr(rule, key) for key in ("severity", "demand", "remedy")}
     check |= {"rule": rule.name, "success": bool(result.success), "checked": _checked(result.result)}
-    offending = [_offence(rule, table.iloc[row].to_dict()) for row in rows[:LISTED]]
+    offending = [_offence(rule, table.iloc[row].to_dict()) for row in rows[:listed]]
     if not rows and not result.success:
         observed = result.result["observed_value"]
         check["problem"] = rule.problem.format(observed=observed)
@@ -323,7 +328,8 @@ def _mask_rule(name: str, demand: str, problem: str) -> Rule:
     return Rule(name, "error", demand, problem, "mend or replace the mask", other="mask")
 
 
-def _range_rule(measure: Measure, expected: Range, outlier_share: float) -> tuple[Rule, "Expectation"]:
+def range_rule(measure: Measure, expected: Range, outlier_share: float) -> tuple[Rule, "Expectation"]:
+    """Good images' values of a measure are within a range, but for a share of them that may lie outside."""
     from great_expectations import expectations as gxe
     from great_expectations.expectations.row_conditions import Column
 

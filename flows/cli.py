@@ -9,6 +9,7 @@ import typer
 
 from components.errors import UserError
 from components.stage import run_guarded
+from flows.arrival_cli import ingest, review_app
 from flows.data_cli import data_app
 from flows.environment import enter_project
 from flows.tables import print_table
@@ -21,6 +22,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
+app.add_typer(review_app, name="review")
+app.command()(ingest)
 
 COLUMNS = {
     "category": "category",

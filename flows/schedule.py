@@ -1,7 +1,8 @@
-"""The flows that deployments run (prefect.yaml): retrain one category, or whatever has new data."""
+"""The flows that deployments run (prefect.yaml): take in new images; retrain one category, or whatever has new data."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from prefect import flow
 
@@ -10,6 +11,8 @@ from flows.environment import enter_project
 
 enter_project()  # a worker starts in the project's folder; settings come before the libraries that read them
 
+from components.params import load_params  # noqa: E402
+from flows.ingest import ingest  # noqa: E402
 from flows.pending import find_pending  # noqa: E402
 from flows.pipeline import retrain  # noqa: E402
 
@@ -31,6 +34,32 @@ def retrain_changed(min_images: int = 1, max_hours: float = 24.0) -> list[str]:
     if due:
         _retrain_all(due)
     return due
+
+
+@flow(name="flawline-retrain-arrived", flow_run_name="retrain {category} if due")
+def retrain_arrived(category: str) -> bool:
+    """Retrain a category of which a new version was committed, if enough is new to it; whether it was.
+
+    How much is enough: `ingest.retrain_images` and `retrain_hours` of params.yaml. What is not due now is looked at
+    again when the next version comes, and by `retrain_changed`.
+    """
+    enough = load_params().ingest
+    now = datetime.now(UTC)
+    pending = find_pending([category])
+    due = any(one.is_due(enough.retrain_images, enough.retrain_hours, now) for one in pending)
+    if due:
+        _retrain_all([category])
+    return due
+
+
+@flow(name="flawline-ingest-arrived")
+def ingest_arrived(source: str | None = None) -> list[dict[str, Any]]:
+    """Take in what lies in the inbox, as `flawline ingest`; the flow run fails where a category does."""
+    summaries = ingest(source)
+    errors = [summary["error"] for summary in summaries if "error" in summary]
+    if errors:
+        raise UserError(" ".join(errors))
+    return summaries
 
 
 def _retrain_all(categories: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from components.files import write_text
 from components.params import DataParams, Params, load_params, parse_params, read_preset
 
 PARAMS = Path("params.yaml")
-KEPT_BY_PRESETS = frozenset({"data", "demo", "fetch", "limits", "seed", "threads"})
+KEPT_BY_PRESETS = frozenset({"data", "demo", "fetch", "ingest", "limits", "seed", "threads"})
 
 
 def edit_params(

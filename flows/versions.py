@@ -230,6 +230,7 @@ def _commit(
     manifest = read_manifest(repo, digest) if digest else None
     if digest is None or manifest is None:
         raise UserError(f"DVC's cache lost the version of {category} that was just added: is the disk full?")
+    _check_cached(repo, manifest, version)
     difference = data_version.compare(version, manifest)
     is_new = digest != digest_at("HEAD", path)
     files = [path.as_posix(), (path.parent / ".gitignore").as_posix(), *_write_params(params)]
@@ -240,6 +241,17 @@ def _commit(
         commit, message = git.git("log", "-1", "--format=%H%n%s", "--", path.as_posix()).strip().split("\n")
     counts = data_version.count_images(manifest)
     return Committed(category, commit, digest, is_new, difference, tuple(placements), counts, message)
+
+
+def _check_cached(repo: Any, manifest: data_version.Manifest, version: data_version.Manifest) -> None:
+    """Raise UserError where the cache lacks files that are new in a version: DVC says so in a log alone."""
+    new = set(manifest.values()) - set(version.values())
+    missing = [digest for digest in new if not Path(repo.cache.local.oid_to_path(digest)).is_file()]
+    if missing:
+        raise UserError(
+            f"DVC's cache could not take {len(missing)} of {len(new)} new files: free some space and run this again; "
+            "no version was made."
+        )
 
 
 def _params_with(category: str, root: str | None) -> Params:

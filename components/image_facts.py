@@ -1,0 +1,92 @@
+"""What is kept of an image to compare others with it: digests, measures and a perceptual hash; never its pixels."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from components.dataset import Category, ImageRecord
+from components.errors import UserError
+from components.files import read_json, sha256_file, write_json
+from components.image_table import MEASURES, image_measures, pixel_digest, size_words
+from components.images import FORMATS, ImageLimits, read_image
+from components.perceptual_hash import image_hashes
+
+FORMAT = 1
+Facts = dict[str, Any]
+
+
+def image_facts(pixels: np.ndarray, mode: str, hashes: np.ndarray) -> Facts:
+    """Facts of one image, (H, W, 3) uint8 with its (9, 288) hashes, as a JSON-able dict.
+
+    pixels: digest of the pixels. size: "W×H". mode: Pillow's name. short_side: pixels. hash: the own perceptual hash,
+    in hex. brightness, contrast, sharpness, red_share, blue_share: see `image_table.image_measures`.
+    """
+    facts: Facts = {"pixels": pixel_digest(pixels), "size": size_words(pixels), "mode": mode}
+    facts |= {"short_side": min(pixels.shape[:2]), "hash": hashes[0].tobytes().hex()}
+    return facts | image_measures(pixels)
+
+
+def own_hash(facts: Mapping[str, Any]) -> np.ndarray:
+    """The own perceptual hash of an image, (288,) uint8."""
+    return np.frombuffer(bytes.fromhex(facts["hash"]), np.uint8)
+
+
+def category_facts(category: Category | None, limits: ImageLimits, cache: Path) -> pd.DataFrame:
+    """One row for each image of a category that can be decoded, with name, split, kind, sha256 and the image's facts.
+
+    Facts are kept in the file `cache` by the SHA-256 of the image file: an image is decoded once in its life, and
+    files that have neither changed their size nor their time are not even read. None is a category without images.
+    """
+    known = _read_cache(cache)
+    rows = [_row(record, limits, known) for record in (category.records if category else ())]
+    _write_cache(cache, rows)
+    table = pd.DataFrame([row for row in rows if row["pixels"] is not None])
+    return table if len(table) else pd.DataFrame(columns=["name", "split", "kind", "sha256", "pixels", *MEASURES])
+
+
+def remember(cache: Path, facts: Mapping[str, Facts]) -> None:
+    """Add the facts of images, by the SHA-256 of their files, to the cache of `category_facts`."""
+    content = _read_cache(cache)
+    write_json(cache, {**content, "facts": {**content["facts"], **facts}})
+
+
+def _row(record: ImageRecord, limits: ImageLimits, known: dict[str, Any]) -> dict[str, Any]:
+    status = record.path.stat()
+    stamp = [status.st_size, status.st_mtime_ns]
+    before = known["files"].get(record.name)
+    digest = before[2] if before and before[:2] == stamp else sha256_file(record.path)
+    facts = known["facts"].get(digest) or _read_facts(record.path, limits)
+    return {"name": record.name, "split": record.split, "kind": record.kind, "stamp": stamp, "sha256": digest} | facts
+
+
+def _read_facts(path: Path, limits: ImageLimits) -> Facts:
+    try:
+        pixels = read_image(path, limits)  # (H, W, 3)
+    except UserError:
+        return {"pixels": None}
+    with Image.open(path, formats=FORMATS) as header:
+        return image_facts(pixels, header.mode, image_hashes(pixels))
+
+
+def _read_cache(cache: Path) -> dict[str, Any]:
+    try:
+        content = read_json(cache)
+    except (FileNotFoundError, ValueError):
+        content = {}
+    return dict(content) if content.get("format") == FORMAT else {"format": FORMAT, "files": {}, "facts": {}}
+
+
+def _write_cache(cache: Path, rows: list[dict[str, Any]]) -> None:
+    own = ("name", "split", "kind", "stamp", "sha256")
+    write_json(
+        cache,
+        {
+            "format": FORMAT,
+            "files": {row["name"]: [*row["stamp"], row["sha256"]] for row in rows},
+            "facts": {row["sha256"]: {key: row[key] for key in row if key not in own} for row in rows},
+        },
+    )

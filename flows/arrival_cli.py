@@ -1,0 +1,119 @@
+"""The commands for new images: `flawline ingest`, `flawline review`."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from components.errors import UserError
+from flows.environment import enter_project
+from flows.tables import print_table
+
+Source = Annotated[
+    str | None,
+    typer.Option(help="The inbox: a folder or s3://BUCKET/PREFIX; ingest.source of params.yaml if not given."),
+]
+Names = Annotated[list[str], typer.Argument(help="Names as `flawline review` lists them.")]
+review_app = typer.Typer(help="Look at held images, accept or refuse them.", invoke_without_command=True)
+HELD = {"place": "name", "code": "reason", "p_value": "p-value", "reason": "in words", "map": "anomaly map"}
+
+
+def ingest(
+    categories: Annotated[
+        list[str] | None, typer.Argument(help="Which categories; all that have a folder in the inbox if none is given.")
+    ] = None,
+    source: Source = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of prose.")] = False,
+) -> None:
+    """Take in the new good images that lie in INBOX/CATEGORY/: accepted ones become one new version of the data.
+
+    What does not pass is moved to held/ or quarantine/ beside the inbox, with the reason. Safe to repeat at any time:
+    what was cut short before is completed first.
+    """
+    source = _absolute(source)
+    enter_project()
+    from components.inbox import open_source
+    from components.params import load_params
+    from flows.arrivals import awaited
+
+    params = load_params()
+    chosen = categories or awaited(open_source(source or params.ingest.source), params)
+    if not chosen:
+        print("[]" if as_json else "Nothing has arrived.")
+        return
+    from flows.ingest import ingest as run_ingest  # seconds to import: only when there is something to do
+
+    summaries = run_ingest(source, chosen)
+    errors = [summary["error"] for summary in summaries if "error" in summary]
+    if as_json:
+        print(json.dumps(summaries, indent=2))
+    else:
+        for summary in summaries:
+            _say(summary)
+    if errors:
+        raise UserError(" ".join(errors))
+
+
+@review_app.callback()
+def review(
+    context: typer.Context,
+    source: Source = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")] = False,
+) -> None:
+    """List the images that are held for a person, with the reason and the picture of their anomaly map."""
+    context.obj = _absolute(source)
+    enter_project()
+    if context.invoked_subcommand:
+        return
+    from flows.reviewing import held_images
+
+    held = held_images(context.obj)
+    if as_json:
+        print(json.dumps(held, indent=2))
+    elif held:
+        print_table([{**one, "place": one["place"].removeprefix("held/")} for one in held], HELD)
+        print("Then: flawline review accept NAME…, or flawline review refuse NAME…")
+    else:
+        print("No image is held.")
+
+
+@review_app.command()
+def accept(context: typer.Context, names: Names) -> None:
+    """Take held images for good: they become one new version of their category's data."""
+    from flows.reviewing import accept as accept_held
+
+    for done in accept_held(names, context.obj):
+        print(f"{done.message} (version {done.commit[:10]})\nNext: flawline run {done.category}")
+
+
+@review_app.command()
+def refuse(context: typer.Context, names: Names) -> None:
+    """Take held images for bad: they go to quarantine."""
+    from flows.reviewing import refuse as refuse_held
+
+    print(f"{refuse_held(names, context.obj)} moved to quarantine.")
+
+
+def _say(summary: Mapping[str, Any]) -> None:
+    from components.outcome import count_words
+
+    if "error" in summary:
+        return
+    version = f"; version {summary['commit'][:10]}" if summary["commit"] else ""
+    print(f"{summary['category']}: {count_words(summary)}{version}")
+    if not summary["screened"] and summary["accepted"]:
+        print(f"{summary['category']}: there is no model yet that could have looked at them for defects")
+    for drift in summary["drift"]:
+        words = f"{drift['measure']} {drift['median_before']:.4g} → {drift['median_now']:.4g}"
+        print(
+            f"{summary['category']}: the batch differs from the training images: {words} (p = {drift['p_value']:.2g})"
+        )
+    if summary["held"]:
+        print("Held images wait for you: flawline review")
+
+
+def _absolute(source: str | None) -> str | None:
+    """An inbox folder seen from where the user stands."""
+    return os.path.abspath(source) if source and "://" not in source else source

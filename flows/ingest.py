@@ -1,0 +1,47 @@
+"""The flow that takes in new images: `flows.arrivals` as Prefect tasks; one category's failure stops no other."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import Task, flow
+
+from components.batch import Batch
+from components.errors import UserError
+from components.inbox import open_source
+from components.params import Params, load_params
+from flows.arrivals import Step, awaited, ingest_category
+from flows.git import BusyError
+
+
+@flow(name="flawline-ingest", validate_parameters=False)
+def ingest(source: str | None = None, categories: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Take in what lies in an inbox; one summary per batch, or with the keys category and error where one failed.
+
+    source: `ingest.source` of params.yaml if None. categories: those that something has arrived for if None.
+    """
+    params = load_params()
+    inbox = open_source(source or params.ingest.source)
+    summaries: list[dict[str, Any]] = []
+    for category in categories or awaited(inbox, params):
+        try:
+            summaries += ingest_category(category, inbox, params, _as_task)
+        except UserError as error:
+            summaries.append({"category": category, "error": str(error)})
+    return summaries
+
+
+def _as_task(step: Step, batch: Batch, params: Params) -> Any:
+    own: Task[..., Any] = Task(
+        step,
+        name=step.__name__,
+        task_run_name=f"{step.__name__}@{batch.category}",
+        retries=5,
+        retry_delay_seconds=3,
+        retry_condition_fn=_is_passing,
+    )
+    return own(batch, params)
+
+
+def _is_passing(_task: Any, _run: Any, state: Any) -> bool:
+    """Retry what may pass by itself (a lock of git or DVC), not what a person must mend."""
+    return isinstance(state.result(raise_on_failure=False), BusyError)

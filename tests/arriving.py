@@ -1,0 +1,99 @@
+"""Images that arrive, for tests: files in an inbox, runs of the ingest in processes that may be killed."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Mapping
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from components.files import sha256_file
+from components.inbox import OUTCOMES, open_source
+from components.params import load_params
+from tests.project import Project, surface, write_image
+
+INBOX = Path("arriving/inbox")
+PATIENCE = 200.0
+
+PRELOADED = ["tests.arriving", "flows.arrivals", "flows.versions", "mlflow", "great_expectations", "dvc.repo", "boto3"]
+
+_context: ForkServerContext | None = None
+
+
+def deliver(folder: Path, count: int, seed: int = 5) -> list[Path]:
+    """Write so many new good images, new-0.png and so on."""
+    generator = np.random.default_rng(seed)
+    paths = [folder / f"new-{number}.png" for number in range(count)]
+    for path in paths:
+        write_image(path, surface(generator))
+    return paths
+
+
+def whereabouts(root: Path, category: str = "widget") -> dict[str, list[str]]:
+    """In which of accepted, held, quarantine and inbox each file content (by SHA-256) is found beside an inbox."""
+    found: dict[str, list[str]] = {}
+    for outcome in (*OUTCOMES, "inbox"):
+        for path in sorted((root / outcome / category).rglob("*")):
+            if path.is_file() and not path.name.endswith((".json", ".map.png")):
+                found.setdefault(sha256_file(path), []).append(outcome)
+    return found
+
+
+def ingest_here(category: str = "widget", url: str | None = None) -> list[dict[str, Any]]:
+    """Run the steps of the ingest in this process and folder, without Prefect."""
+    from flows.arrivals import ingest_category
+
+    params = load_params()
+    return ingest_category(category, open_source(url or params.ingest.source), params)
+
+
+def ingest_process(
+    project: Project, prepare: Callable[..., None] | None = None, *arguments: Any, url: str | None = None
+) -> multiprocessing.process.BaseProcess:
+    """Start the steps of the ingest in a process of its own; `prepare(*arguments)` is called in it first."""
+    process = _forkserver().Process(
+        target=_run_in, args=(project.folder, dict(project.environment), prepare, arguments, url), daemon=True
+    )
+    process.start()
+    return process
+
+
+def ended(process: multiprocessing.process.BaseProcess) -> int:
+    """Wait for the process; its exit code, negative for a signal."""
+    process.join(PATIENCE)
+    if process.exitcode is None:
+        process.kill()
+        raise AssertionError("the ingest did not end in time")
+    return process.exitcode
+
+
+def die() -> None:
+    """Be killed as by `kill -9`."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _run_in(
+    folder: Path,
+    environment: Mapping[str, str],
+    prepare: Callable[..., None] | None,
+    arguments: tuple[Any, ...],
+    url: str | None,
+) -> None:
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    if prepare is not None:
+        prepare(*arguments)
+    ingest_here(url=url)
+
+
+def _forkserver() -> ForkServerContext:
+    """A process that has imported the big libraries once, and from which each run is forked."""
+    global _context
+    if _context is None:
+        _context = multiprocessing.get_context("forkserver")
+        _context.set_forkserver_preload(PRELOADED)
+    return _context
