@@ -130,9 +130,13 @@ def failure_sentence(report: dict[str, Any], page: Path) -> str:
 
 def file_rules(table: pd.DataFrame, limits: ValidationParams) -> Suite:
     """What is expected of the image files themselves."""
+    return [*readable_rules(limits), *repetition_rules(), *uniformity_rules(table)]
+
+
+def readable_rules(limits: ValidationParams) -> Suite:
+    """Every file is an image, large enough, and there are enough of them."""
     from great_expectations import expectations as gxe
 
-    common = {column: _most_common(table[column]) for column in ("size", "mode")}
     return [
         (
             Rule("decodes", "error", "Every image can be decoded", "{name} {error}", "mend or remove the file"),
@@ -158,6 +162,14 @@ def file_rules(table: pd.DataFrame, limits: ValidationParams) -> Suite:
             ),
             gxe.ExpectColumnValuesToBeBetween(column="short_side", min_value=limits.min_side),
         ),
+    ]
+
+
+def repetition_rules() -> Suite:
+    """No image is there twice, least of all in train and in test."""
+    from great_expectations import expectations as gxe
+
+    return [
         (
             Rule(
                 "no_leak",
@@ -180,6 +192,15 @@ def file_rules(table: pd.DataFrame, limits: ValidationParams) -> Suite:
             ),
             gxe.ExpectColumnValuesToBeNull(column="duplicate_of", row_condition=_readable("train")),
         ),
+    ]
+
+
+def uniformity_rules(table: pd.DataFrame) -> Suite:
+    """All images were taken alike."""
+    from great_expectations import expectations as gxe
+
+    common = {column: _most_common(table[column]) for column in ("size", "mode")}
+    return [
         (
             Rule(
                 "one_size",
