@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from components.images import ImageLimits, read_image
-from components.perceptual_hash import HashIndex, distance, image_hashes
+from components.perceptual_hash import HashIndex, distance, image_hashes, own_hash, small_grey
 
 COPIED = 40  # images of which changed copies are made
 
@@ -49,10 +49,10 @@ def nearest_distances(images: list[np.ndarray]) -> list[float]:
     """For each image the distance to the nearest of those before it, ascending; images without a near one left out."""
     index, found = HashIndex(), []
     for number, image in enumerate(images):
-        hashes = image_hashes(image)
-        if nearest := index.nearest(hashes):
+        grey = small_grey(image)
+        if nearest := index.nearest(own_hash(grey), grey):
             found.append(nearest[1])
-        index.add(str(number), hashes[0])
+        index.add(str(number), own_hash(grey))
     return sorted(found)
 
 

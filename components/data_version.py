@@ -150,14 +150,19 @@ def check_images(records: Sequence[ImageRecord], limits: ImageLimits, threads: i
             pass
 
 
-def stage_copies(placements: Sequence[Placement], staging: Path) -> None:
-    """Copy the new images and their masks into the folder `staging`, under their names, so that they last on disk."""
+def stage_copies(placements: Sequence[Placement], staging: Path, link: bool = False) -> None:
+    """Copy the new images and their masks into the folder `staging`, under their names, so that they last on disk.
+
+    link: the files last on disk already and belong to the caller, who will not change them: link them where possible.
+    """
     for placement in placements:
         if placement.is_there:
             continue
         for source, name in [(placement.record.path, placement.name), *_mask_places(placement)]:
             target = staging / name
             target.parent.mkdir(parents=True, exist_ok=True)
+            if link and _linked(source, target):
+                continue
             shutil.copyfile(source, target)
             sync_file(target)
 
@@ -189,6 +194,15 @@ def count_words(difference: Difference, version: Manifest) -> str:
 def count_images(version: Manifest) -> dict[str, int]:
     """Number of images per "split/kind", as in `Category.counts`."""
     return dict(Counter(str(PurePosixPath(name).parent) for name in sorted(version) if is_image(name)))
+
+
+def _linked(source: Path, target: Path) -> bool:
+    """Hard-link a file; False where the file system, or another one in between, does not have it."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        return False
+    return True
 
 
 def _free_name(name: str, digest: str, taken: set[str]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from components.arrival_names import Refusal
-from components.image_facts import own_hash
+from components.image_facts import hash_of
 from components.perceptual_hash import HashIndex
 
 NEAR = frozenset({"near-duplicate", "near-test-image"})  # a person decides; what is exact needs none
@@ -34,18 +34,18 @@ class KnownImages:
         """Know an image with its digest and facts; of two with the same content the first one counts."""
         for digest in (sha256, facts["pixels"]):
             self._by_digest.setdefault(digest, name)
-        self._index.add(name, own_hash(facts))
+        self._index.add(name, hash_of(facts))
 
-    def check(self, sha256: str, pixels: str, hashes: np.ndarray) -> Refusal | None:
-        """Judge an image by its digests and its (9, 288) hashes.
+    def check(self, sha256: str, facts: Mapping[str, Any], grey: np.ndarray) -> Refusal | None:
+        """Judge an image by the digest of its file, its facts, and its `perceptual_hash.small_grey`.
 
         Codes: duplicate, test-image (exact); near-duplicate, near-test-image. A new image that shows a test image must
         never be learned, or the test would say nothing.
         """
-        for digest, words in ((sha256, "is the same file as"), (pixels, "shows the same pixels as")):
+        for digest, words in ((sha256, "is the same file as"), (facts["pixels"], "shows the same pixels as")):
             if twin := self._by_digest.get(digest):
                 return Refusal("test-image" if twin in self._test else "duplicate", f"{words} {twin}")
-        nearest = self._index.nearest(hashes)
+        nearest = self._index.nearest(hash_of(facts), grey)
         if nearest is None or nearest[1] > self.near_distance:
             return None
         name, distance = nearest

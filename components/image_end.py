@@ -4,6 +4,7 @@ Only the structure is read, nothing is decoded. Sources: PNG (ISO/IEC 15948, sec
 TIFF 6.0 (section 2), BMP (Microsoft's BITMAPINFOHEADER), ZIP (APPNOTE.TXT 4.3.7).
 """
 
+import re
 import struct
 from collections.abc import Iterator
 
@@ -13,8 +14,8 @@ ARCHIVE_MARKS = (
     *(b"Rar!\x1a\x07", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"LZIP", b"!<arch>\n", b"MSCF"),
 )
 TAR_MARK, TAR_PLACE = b"ustar", 257
-FOREIGN = (b"Rar!\x1a\x07", b"7z\xbc\xaf\x27\x1c", b"\xfd7zXZ\x00", b"%PDF-1.", b"%PDF-2.")
-FOREIGN_TEXT = (b"<script", b"<?php", b"<html", b"<svg")  # in letters of any size
+FOREIGN = (b"Rar!\x1a\x07", b"7z\xbc\xaf\x27\x1c", b"\xfd7zXZ\x00", b"%PDF-")
+FOREIGN_TEXT = re.compile(rb"<(?:script|\?php|html|svg)", re.IGNORECASE)
 ZIP_ENTRY = b"PK\x03\x04"
 ZIP_METHODS = frozenset({0, 1, 6, 8, 9, 12, 14, 93, 95, 98, 99})
 TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
@@ -39,9 +40,10 @@ def foreign_content(data: bytes) -> str | None:
         return f"{len(data) - end:,} bytes behind the end of the image"
     if any(_is_zip_entry(data, place) for place in _places(data, ZIP_ENTRY)):
         return "a ZIP archive inside the image"
-    small = data.lower()
-    marks = [mark for mark in FOREIGN if mark in data] + [mark for mark in FOREIGN_TEXT if mark in small]
-    return f"content of another kind inside the image ({printable_mark(marks[0])})" if marks else None
+    found = [mark for mark in FOREIGN if mark in data]
+    if text := FOREIGN_TEXT.search(data):
+        found.append(text.group().lower())
+    return f"content of another kind inside the image ({printable_mark(found[0])})" if found else None
 
 
 def printable_mark(mark: bytes) -> str:

@@ -13,24 +13,24 @@ from components.errors import UserError
 from components.files import read_json, sha256_file, write_json
 from components.image_table import MEASURES, image_measures, pixel_digest, size_words
 from components.images import FORMATS, ImageLimits, read_image
-from components.perceptual_hash import image_hashes
+from components.perceptual_hash import own_hash, small_grey
 
 FORMAT = 1
 Facts = dict[str, Any]
 
 
-def image_facts(pixels: np.ndarray, mode: str, hashes: np.ndarray) -> Facts:
-    """Facts of one image, (H, W, 3) uint8 with its (9, 288) hashes, as a JSON-able dict.
+def image_facts(pixels: np.ndarray, mode: str, own: np.ndarray) -> Facts:
+    """Facts of one image, (H, W, 3) uint8 with its own perceptual hash, (288,) uint8, as a JSON-able dict.
 
     pixels: digest of the pixels. size: "W×H". mode: Pillow's name. short_side: pixels. hash: the own perceptual hash,
     in hex. brightness, contrast, sharpness, red_share, blue_share: see `image_table.image_measures`.
     """
     facts: Facts = {"pixels": pixel_digest(pixels), "size": size_words(pixels), "mode": mode}
-    facts |= {"short_side": min(pixels.shape[:2]), "hash": hashes[0].tobytes().hex()}
+    facts |= {"short_side": min(pixels.shape[:2]), "hash": own.tobytes().hex()}
     return facts | image_measures(pixels)
 
 
-def own_hash(facts: Mapping[str, Any]) -> np.ndarray:
+def hash_of(facts: Mapping[str, Any]) -> np.ndarray:
     """The own perceptual hash of an image, (288,) uint8."""
     return np.frombuffer(bytes.fromhex(facts["hash"]), np.uint8)
 
@@ -69,7 +69,7 @@ def _read_facts(path: Path, limits: ImageLimits) -> Facts:
     except UserError:
         return {"pixels": None}
     with Image.open(path, formats=FORMATS) as header:
-        return image_facts(pixels, header.mode, image_hashes(pixels))
+        return image_facts(pixels, header.mode, own_hash(small_grey(pixels)))
 
 
 def _read_cache(cache: Path) -> dict[str, Any]:

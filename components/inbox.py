@@ -64,7 +64,7 @@ class Source(Protocol):
         """All files of a category's inbox, sorted by key."""
 
     def fetch(self, category: str, entry: Entry, path: Path) -> None:
-        """Copy a file to `path`, whole and verified, or raise GoneError."""
+        """Copy a file to the new file `path`, verified, or raise GoneError. The caller sees to it that it lasts."""
 
     def acknowledge(self, category: str, moves: Sequence[Move]) -> None:
         """Move files to their places. A file that changed since it was listed stays, and its copy goes to the place."""
@@ -136,7 +136,7 @@ class FolderInbox:
         return sorted(_walk(top, ""), key=lambda entry: entry.key)
 
     def fetch(self, category: str, entry: Entry, path: Path) -> None:
-        """Copy a file to `path`, whole and verified, or raise GoneError."""
+        """Copy a file to `path`, verified, or raise GoneError."""
         descriptor = _open_inside(self.folder / category, entry.key)
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode) or _mark(os.fstat(descriptor)) != entry.mark:
@@ -144,7 +144,7 @@ class FolderInbox:
             data = file.read(entry.size + 1)
             if len(data) != entry.size or _mark(os.fstat(descriptor)) != entry.mark:
                 raise GoneError(entry.key)
-        write_bytes(path, data)
+        path.write_bytes(data)
 
     def acknowledge(self, category: str, moves: Sequence[Move]) -> None:
         """Move files to their places. A file that changed since it was listed stays, and its copy goes to the place."""

@@ -7,6 +7,7 @@ batch, and at last the present champion's opinion. The first reason that is foun
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -22,11 +23,12 @@ from components.duplicates import NEAR, KnownImages
 from components.image_facts import Facts, image_facts
 from components.images import ImageLimits
 from components.params import Params
-from components.perceptual_hash import image_hashes
+from components.perceptual_hash import own_hash, small_grey
 
 if TYPE_CHECKING:
     from components.capsule import Capsule
 
+CHUNK = 256  # images that may be opened ahead of the search for duplicates: what is kept of them has 64 kB each
 Outcome = Literal["accepted", "held", "quarantine"]
 
 
@@ -102,11 +104,11 @@ def _open_all(batch: Batch, items: Sequence[Item], known: KnownImages, params: P
 
     # Each image has a thread already: threads of the linear algebra beside these would only wait for each other.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(params.threads) as pool:
-        for item, found in pool.map(read, items):
+        for item, found in chain.from_iterable(pool.map(read, items[at : at + CHUNK]) for at in _starts(items)):
             if isinstance(found, Refusal):
                 yield Verdict(item.number, "quarantine", *found)
                 continue
-            twin = known.check(found.sha256, found.facts["pixels"], found.hashes)
+            twin = known.check(found.sha256, found.facts, found.grey)
             known.add(item.shown, found.sha256, found.facts)
             if twin is None:
                 yield Verdict(item.number, "accepted", sha256=found.sha256, facts=found.facts)
@@ -119,15 +121,19 @@ def _open_all(batch: Batch, items: Sequence[Item], known: KnownImages, params: P
 class _Read:
     sha256: str
     facts: Facts
-    hashes: np.ndarray  # (9, 288) uint8
+    grey: np.ndarray  # (256, 256) uint8, for the perceptual hashes
 
 
 def _read(batch: Batch, item: Item, limits: ImageLimits) -> "Refusal | _Read":
     opened = open_arrival(batch.raw(item).read_bytes(), item.shown, limits)
     if isinstance(opened, Refusal):
         return opened
-    hashes = image_hashes(opened.pixels)
-    return _Read(opened.sha256, image_facts(opened.pixels, opened.mode, hashes), hashes)
+    grey = small_grey(opened.pixels)
+    return _Read(opened.sha256, image_facts(opened.pixels, opened.mode, own_hash(grey)), grey)
+
+
+def _starts(items: Sequence[Item]) -> range:
+    return range(0, len(items), CHUNK)
 
 
 def _fit(verdicts: Sequence[Verdict], history: pd.DataFrame, params: Params) -> list[Verdict]:

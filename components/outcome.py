@@ -15,13 +15,19 @@ REASON, PICTURE, MANIFEST = ".json", ".map.png", "batch.json"
 
 def settle(batch: Batch, source: Source, verdicts: Sequence[Verdict]) -> None:
     """Write reasons and anomaly maps, then move each file out of the inbox; may be repeated."""
-    items = {item.number: item for item in batch.items()}
+    items, claim = {item.number: item for item in batch.items()}, batch.step("claim") or {}
+    arrival = {
+        "category": batch.category,
+        "batch": batch.name,
+        "source": claim.get("source"),
+        "time": claim.get("time"),
+    }
     for verdict in verdicts:
         if verdict.outcome != "accepted":
-            _write_reason(batch, source, items[verdict.number], verdict)
+            _write_reason(batch, source, items[verdict.number], verdict, arrival)
     passed = [verdict for verdict in verdicts if verdict.outcome == "accepted"]
     if passed:
-        manifest = [_reason(batch, items[verdict.number], verdict) for verdict in passed]
+        manifest = [_reason(batch, items[verdict.number], verdict, arrival) for verdict in passed]
         source.write(f"accepted/{batch.category}/{batch.name}/{MANIFEST}", _as_bytes(manifest))
     source.acknowledge(batch.category, [_move(batch, items[verdict.number], verdict) for verdict in verdicts])
 
@@ -52,25 +58,21 @@ def image_name(item: Item, verdict: Verdict) -> str:
     return f"train/good/{stem}-{verdict.sha256[:12]}.{suffix}"
 
 
-def _write_reason(batch: Batch, source: Source, item: Item, verdict: Verdict) -> None:
+def _write_reason(batch: Batch, source: Source, item: Item, verdict: Verdict, arrival: Mapping[str, Any]) -> None:
     place = batch.place(verdict.outcome, item)
-    reason = _reason(batch, item, verdict)
+    reason = _reason(batch, item, verdict, arrival)
     if batch.picture(item).is_file():
         reason["map"] = place + PICTURE
         source.write(place + PICTURE, batch.picture(item).read_bytes())
     source.write(place + REASON, _as_bytes(reason))
 
 
-def _reason(batch: Batch, item: Item, verdict: Verdict) -> dict[str, Any]:
-    claim = batch.step("claim") or {}
+def _reason(batch: Batch, item: Item, verdict: Verdict, arrival: Mapping[str, Any]) -> dict[str, Any]:
     reason: dict[str, Any] = {
         "place": batch.place(verdict.outcome, item),
         "name": item.shown,
         "key": encode_key(item.entry.key),
-        "category": batch.category,
-        "batch": batch.name,
-        "source": claim.get("source"),
-        "time": claim.get("time"),
+        **arrival,
         "outcome": verdict.outcome,
         "code": verdict.code,
         "reason": f"{item.shown} {verdict.words}." if verdict.words else "",

@@ -33,15 +33,28 @@ COARSE = 0.25  # without undoing movements, the same image moved by one pixel di
 
 def image_hashes(image: np.ndarray) -> np.ndarray:
     """The hashes of (H, W, 3) uint8 as it is, and moved: (9, 288) uint8, packed bits; the first is the image's own."""
+    return moved_hashes(small_grey(image))
+
+
+def small_grey(image: np.ndarray) -> np.ndarray:
+    """What the hashes are made of: the luma of (H, W, 3) uint8 at 256 × 256 pixels, (256, 256) uint8."""
     luma = Image.fromarray(image).convert("L")
     resampling = Image.Resampling.BOX if min(luma.size) >= SIDE else Image.Resampling.LANCZOS
-    grey = np.asarray(luma.resize((SIDE, SIDE), resampling), dtype=np.float32)  # (256, 256)
-    coefficients = _BASES @ (grey - grey.mean()) @ _BASES.T  # (3 · 48, 3 · 48): each row move with each column move
+    return np.asarray(luma if luma.size == (SIDE, SIDE) else luma.resize((SIDE, SIDE), resampling))
+
+
+def own_hash(grey: np.ndarray) -> np.ndarray:
+    """The hash of (256, 256) uint8 as it is: (288,) uint8, packed bits. A ninth of the work of `moved_hashes`."""
+    own = _BASES[:FREQUENCIES]
+    return _packed((own @ _centred(grey) @ own.T).reshape(1, BITS))[0]
+
+
+def moved_hashes(grey: np.ndarray) -> np.ndarray:
+    """The hashes of (256, 256) uint8 as it is, and moved: (9, 288) uint8; the first is `own_hash`."""
+    coefficients = _BASES @ _centred(grey) @ _BASES.T  # (3 · 48, 3 · 48): each row move with each column move
     moves = len(MOVES)
     blocks = coefficients.reshape(moves, FREQUENCIES, moves, FREQUENCIES).transpose(0, 2, 1, 3)  # (3, 3, 48, 48)
-    bits = blocks.reshape(moves * moves, BITS) > 0
-    bits[:, 0] = False
-    return np.packbits(bits, axis=1)
+    return _packed(blocks.reshape(moves * moves, BITS))
 
 
 def distance(one: np.ndarray, other: np.ndarray) -> float:
@@ -63,15 +76,27 @@ class HashIndex:
         self._rows[len(self.names)] = own
         self.names.append(name)
 
-    def nearest(self, hashes: np.ndarray) -> tuple[str, float] | None:
-        """The known image that is nearest to an image's (9, 288) hashes, and the distance; None where none is near."""
+    def nearest(self, own: np.ndarray, grey: np.ndarray) -> tuple[str, float] | None:
+        """The known image nearest to one with this hash and `small_grey`, and its distance; None where none is near."""
         rows = self._rows[: len(self.names)]
-        close = np.flatnonzero(_shares(rows ^ hashes[0]) <= COARSE)
+        close = np.flatnonzero(_shares(rows ^ own) <= COARSE)
         if not close.size:
             return None
-        distances = _shares(rows[close, None] ^ hashes[None]).min(axis=1)  # (C, 9, 288) -> (C,)
+        distances = _shares(rows[close, None] ^ moved_hashes(grey)[None]).min(axis=1)  # (C, 9, 288) -> (C,)
         best = int(distances.argmin())
         return self.names[close[best]], float(distances[best])
+
+
+def _centred(grey: np.ndarray) -> np.ndarray:
+    values = grey.astype(np.float32)
+    return values - values.mean()
+
+
+def _packed(coefficients: np.ndarray) -> np.ndarray:
+    """Signs of (N, 2304) coefficients as packed bits, (N, 288) uint8; that of the mean is left out."""
+    bits = coefficients > 0
+    bits[:, 0] = False
+    return np.packbits(bits, axis=1)
 
 
 def _shares(differing: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The event that says: there is a new version of a category's data. Prefect's automations listen to it."""
 
+import os
 import uuid
 
 EVENT = "flawline.data.committed"
@@ -11,9 +12,7 @@ def announce_commit(category: str, commit: str, images: int) -> None:
 
     Without a Prefect server (PREFECT_API_URL) no one could hear it, and nothing is emitted.
     """
-    from prefect.settings import PREFECT_API_URL
-
-    if not PREFECT_API_URL.value():
+    if not os.environ.get("PREFECT_API_URL"):
         return
     from prefect.events import emit_event
 

@@ -4,6 +4,8 @@ A step takes the batch and returns what is written down when it is finished (`co
 anywhere and repeated. What lies in the batch's folder is all that one step tells the next.
 """
 
+import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -83,18 +85,21 @@ def fetch(batch: Batch, params: Params) -> dict[str, Any]:
     """Copy the batch's files here. `gone`: the numbers of those that changed since, which the next batch takes."""
     inbox = _inbox(batch)
     wanted = [item for item in batch.items() if check_entry(item, params) is None]
+    raw = batch.folder / "raw"
+    shutil.rmtree(raw, ignore_errors=True)  # of a run that was killed: what is there may be there in part
+    raw.mkdir()
 
     def fetched(item: Item) -> bool:
-        path = batch.raw(item)
         try:
-            if not (path.is_file() and path.stat().st_size == item.entry.size):
-                inbox.fetch(batch.category, item.entry, path)
+            inbox.fetch(batch.category, item.entry, batch.raw(item))
             return True
         except GoneError:
+            batch.raw(item).unlink(missing_ok=True)
             return False
 
     with ThreadPoolExecutor(PARALLEL) as pool:
         there = list(pool.map(fetched, wanted))
+    os.sync()  # all at once: waiting for each file by itself takes longer than fetching it
     return {"gone": [item.number for item, is_there in zip(wanted, there, strict=True) if not is_there]}
 
 
@@ -125,7 +130,7 @@ def commit(batch: Batch, params: Params) -> dict[str, Any]:
         return {"commit": None}
     records = [ImageRecord(batch.raw(item), image_name(item, one), "train", "good") for item, one in accepted]
     note = f"Ingested from {_claim(batch)['source']}, batch {batch.name}: {count_words(summarise(verdicts))}."
-    done = commit_images(batch.category, records, note=note, validate=False)
+    done = commit_images(batch.category, records, note=note, validate=False, link=True)
     return {"commit": done.commit, "message": done.message}
 
 

@@ -96,6 +96,7 @@ def add(
     enter_project()
     from components.data_version import list_offered
     from components.params import load_params
+    from flows.announce import announce_commit
     from flows.versions import commit_folder, commit_images
 
     root = os.path.relpath(data) if data else None
@@ -110,6 +111,7 @@ def add(
     _say_names("already there, skipped", [f"{place.record.path.name} (as {place.name})" for place in duplicates])
     _say_names("renamed, as the name was taken", [f"{place.record.name} → {place.name}" for place in renamed])
     if done.is_new:
+        announce_commit(category, done.commit, len(done.difference.added))
         print(f"{done.message} (version {done.commit[:10]})\nNext: flawline run {category}")
     else:
         print(f"Nothing new: {category} stays at version {done.commit[:10]}.")

@@ -17,6 +17,7 @@ from components.inbox import Source, open_source
 from components.judge import arrival_limits
 from components.params import Params, load_params
 from components.review import Held, choose, decide, list_held
+from flows.announce import announce_commit
 from flows.versions import Committed, commit_images
 
 
@@ -61,6 +62,7 @@ def _accept(inbox: Source, category: str, held: Sequence[Held], params: Params) 
         done = commit_images(category, records, note=f"Accepted by {_person()} after review.", validate=False)
     for one in held:
         decide(inbox, one, "accepted", _decision("accepted"))
+    announce_commit(category, done.commit, len(held))
     return done
 
 

@@ -7,7 +7,7 @@ commits to git. It may be killed anywhere and called again with the same images:
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ def commit_images(
     root: str | None = None,
     note: str = "",
     validate: bool = True,
+    link: bool = False,
 ) -> Committed:
     """Copy images into `data.root/CATEGORY` and commit what then lies there as one new version.
 
@@ -69,6 +70,7 @@ def commit_images(
     root: the folder of the categories, if it is to be another than `data.root`: it becomes that.
     note: a second paragraph for the commit's message.
     validate: decode every image first; without, the caller has done so.
+    link: the files are the caller's own, last on disk and are not changed any more: they need not be copied.
 
     A new category is entered into `data.categories` of params.yaml, which is committed too if it held no other change.
     Nothing is committed, and HEAD's version returned, where everything offered is a duplicate.
@@ -95,7 +97,9 @@ def commit_images(
         shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
         staging.mkdir(parents=True)
         try:
-            data_version.stage_copies(placements, staging)
+            data_version.stage_copies(placements, staging, link)
+            if link:
+                _link_into_cache(repo, placements, digests)
             with writing(repo, folder):
                 data_version.move_in(staging, folder)
                 return _commit(repo, category, params, version, placements, note)
@@ -241,6 +245,17 @@ def _commit(
         commit, message = git.git("log", "-1", "--format=%H%n%s", "--", path.as_posix()).strip().split("\n")
     counts = data_version.count_images(manifest)
     return Committed(category, commit, digest, is_new, difference, tuple(placements), counts, message)
+
+
+def _link_into_cache(repo: Any, placements: Sequence[Placement], digests: Sequence[str]) -> None:
+    """Give DVC's cache the new images without copying them; what cannot be linked, DVC copies."""
+    for placement, digest in zip(placements, digests, strict=True):
+        path = Path(repo.cache.local.oid_to_path(digest))
+        if placement.is_new and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):
+                path.hardlink_to(placement.record.path)
+                repo.cache.local.protect(path)
 
 
 def _check_cached(repo: Any, manifest: data_version.Manifest, version: data_version.Manifest) -> None:

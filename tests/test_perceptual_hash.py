@@ -10,7 +10,16 @@ from PIL import Image
 from scipy.fft import dctn
 
 from components.params import IngestParams
-from components.perceptual_hash import FREQUENCIES, SIDE, HashIndex, distance, image_hashes
+from components.perceptual_hash import (
+    FREQUENCIES,
+    SIDE,
+    HashIndex,
+    distance,
+    image_hashes,
+    moved_hashes,
+    own_hash,
+    small_grey,
+)
 
 NEAR = IngestParams().near_distance
 SHARED = os.environ.get("FLAWLINE_SHARED_DATA")
@@ -84,8 +93,8 @@ def test_the_index_finds_what_comparing_all_pairs_finds() -> None:
     for number, image in enumerate(images):
         index.add(f"{number}", image_hashes(image)[0])
     for number in (0, 63, 64, 79):
-        hashes = image_hashes(moved(images[number], 1, -1))
-        found = index.nearest(hashes)
+        grey = small_grey(moved(images[number], 1, -1))
+        hashes, found = moved_hashes(grey), index.nearest(own_hash(grey), grey)
         assert found is not None
         distances = [distance(hashes, image_hashes(image)[0]) for image in images]
         assert found[0] == f"{int(np.argmin(distances))}" == f"{number}"
@@ -94,10 +103,10 @@ def test_the_index_finds_what_comparing_all_pairs_finds() -> None:
 
 def test_an_empty_index_and_a_stranger_give_nothing() -> None:
     index = HashIndex()
-    stranger = image_hashes(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))
-    assert index.nearest(stranger) is None
+    stranger = small_grey(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))
+    assert index.nearest(own_hash(stranger), stranger) is None
     index.add("disc", image_hashes(photograph(0))[0])
-    assert index.nearest(stranger) is None
+    assert index.nearest(own_hash(stranger), stranger) is None
 
 
 @pytest.mark.parametrize("value", [0, 255])
@@ -114,8 +123,8 @@ def test_real_parts_of_one_product_are_told_apart(category: str, twins: int) -> 
     index, near = HashIndex(), []
     for path in paths:
         with Image.open(path) as image:
-            hashes = image_hashes(np.array(image.convert("RGB")))
-        found = index.nearest(hashes)
+            grey = small_grey(np.array(image.convert("RGB")))
+        found = index.nearest(own_hash(grey), grey)
         near += [(found[0], path.stem)] if found and found[1] <= NEAR else []
-        index.add(path.stem, hashes[0])
+        index.add(path.stem, own_hash(grey))
     assert len(near) == twins, near
