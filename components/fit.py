@@ -70,6 +70,7 @@ MAKING = (
     "threshold",
 )
 GOLDEN = 4
+LEAST_CAM_SPREAD = 0.01
 HELD_MOST = 1000  # good images whose features are held in memory: half a GiB at 256 px
 SIGMA = 2.0  # of the receptive field's Gaussian, in 1/256 of the image's side
 
@@ -277,7 +278,7 @@ def fit_detector(
             composition,
             scorers[composition],
             Scale.of(image_scores(values, composition)),
-            Scale.of(activations.get(composition, values)),
+            map_scale(composition, values, activations),
             composition in choice.image,
             composition in choice.map,
         )
@@ -324,6 +325,18 @@ def held_out_distances(
             for composition in (c for c in scorers if c.encoder == name):
                 found[composition].append(scorers[composition].score(arrange(features, composition)))
     return {composition: np.concatenate(pieces) for composition, pieces in found.items()}
+
+
+def map_scale(composition: Composition, distances: np.ndarray, activations: Mapping[Composition, np.ndarray]) -> Scale:
+    """The scale of a map: of the distances themselves, or of the GradCAM (n, h·w) that explains them.
+
+    A GradCAM may be nearly nothing on every good image: below a hundredth of the explained scores' spread it is taken
+    as not varying, or rounding would be blown up to a map.
+    """
+    if composition not in activations:
+        return Scale.of(distances)
+    scale = Scale.of(activations[composition])
+    return replace(scale, spread=max(scale.spread, LEAST_CAM_SPREAD * Scale.of(distances).spread))
 
 
 def held_out_activations(
