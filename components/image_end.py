@@ -14,8 +14,9 @@ ARCHIVE_MARKS = (
     *(b"Rar!\x1a\x07", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"LZIP", b"!<arch>\n", b"MSCF"),
 )
 TAR_MARK, TAR_PLACE = b"ustar", 257
-FOREIGN = (b"Rar!\x1a\x07", b"7z\xbc\xaf\x27\x1c", b"\xfd7zXZ\x00", b"%PDF-")
-FOREIGN_TEXT = re.compile(rb"<(?:script|\?php|html|svg)", re.IGNORECASE)
+# Four or five letters alone turn up by chance in gigabytes of compressed pixels: what follows them must fit too.
+FOREIGN = re.compile(rb"Rar!\x1a\x07[\x00\x01]|7z\xbc\xaf\x27\x1c|\xfd7zXZ\x00|%PDF-[12]\.[0-9]")
+FOREIGN_TEXT = re.compile(rb"<(?:script|\?php|html|svg)[\s/>][\t\n\r -~]{8}", re.IGNORECASE)
 ZIP_ENTRY = b"PK\x03\x04"
 ZIP_METHODS = frozenset({0, 1, 6, 8, 9, 12, 14, 93, 95, 98, 99})
 TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
@@ -40,13 +41,13 @@ def foreign_content(data: bytes) -> str | None:
         return f"{len(data) - end:,} bytes behind the end of the image"
     if any(_is_zip_entry(data, place) for place in _places(data, ZIP_ENTRY)):
         return "a ZIP archive inside the image"
-    found = [mark for mark in FOREIGN if mark in data]
-    if text := FOREIGN_TEXT.search(data):
-        found.append(text.group().lower())
-    return f"content of another kind inside the image ({printable_mark(found[0])})" if found else None
+    marks = (b"Rar!", b"7z\xbc\xaf", b"\xfd7zX", b"%PDF-")  # found many times faster than by the expression
+    if found := FOREIGN_TEXT.search(data) or (any(mark in data for mark in marks) and FOREIGN.search(data)):
+        return f"content of another kind inside the image ({_letters(found.group()[:7])})"
+    return None
 
 
-def printable_mark(mark: bytes) -> str:
+def _letters(mark: bytes) -> str:
     """The letters of a format's mark: "Rar", "PDF", "script"."""
     return "".join(chr(value) for value in mark if chr(value).isascii() and chr(value).isalpha())
 

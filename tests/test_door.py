@@ -235,6 +235,20 @@ def test_one_byte_behind_the_end_is_seen(case: str) -> None:
     assert foreign_content(data + b"\x01") == "1 bytes behind the end of the image"
 
 
+@pytest.mark.parametrize("mark", [b"<sVg", b"<HTML", b"<script", b"%PDF-", b"PK\x03\x04", b"Rar!"])
+def test_letters_that_pixels_may_spell_by_chance_are_no_foreign_content(mark: bytes) -> None:
+    assert foreign_content(with_chunk(mark + np.random.default_rng(1).bytes(200))) is None
+
+
+@pytest.mark.parametrize(
+    "mark", [b"Rar!\x1a\x07\x01\x00", b"7z\xbc\xaf\x27\x1c", b"\xfd7zXZ\x00", b"%PDF-1.7", b"<svg/onload=a()>"]
+)
+def test_content_of_another_kind_is_named(mark: bytes) -> None:
+    found = foreign_content(with_chunk(mark))
+    assert found is not None
+    assert found.startswith("content of another kind inside the image (")
+
+
 @given(st.sampled_from(["PNG", "JPEG", "TIFF", "BMP"]), st.data())
 def test_no_damage_makes_the_door_fail(kind: str, data: st.DataObject) -> None:
     content = bytearray(encoded(kind))
