@@ -83,7 +83,7 @@ def _header(data: bytes) -> _Header | None:
             return _Header(image.mode, str(image.format), width, height, getattr(image, "n_frames", 1))
     except Image.DecompressionBombError:
         return _Header("", "", 1 << 31, 1 << 31, 1)
-    except (OSError, SyntaxError, ValueError, EOFError):
+    except Exception:  # on a damaged file Pillow's readers fail with any exception
         return None
 
 

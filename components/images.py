@@ -1,6 +1,8 @@
 """Decode inspection images of any usual kind into uint8 RGB, and refuse what is broken or dangerous."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -34,14 +36,14 @@ def read_image(path: Path, limits: ImageLimits) -> np.ndarray:
     Raises UserError where the file is missing, too large, truncated, or no PNG, JPEG, BMP or TIFF image.
     """
     with _opened(path, limits) as image:
-        return np.array(_as_rgb(ImageOps.exif_transpose(image), path), dtype=np.uint8)  # (H, W, 3)
+        return _upright_rgb(image, path)
 
 
 def decode_image(data: bytes, name: str, limits: ImageLimits) -> np.ndarray:
     """`read_image` for an image file's content in memory; errors call it `name`."""
     _check_size(name, len(data), limits)
     with _decoded(BytesIO(data), name, limits) as image:
-        return np.array(_as_rgb(ImageOps.exif_transpose(image), name), dtype=np.uint8)  # (H, W, 3)
+        return _upright_rgb(image, name)
 
 
 def read_mask(path: Path, limits: ImageLimits) -> np.ndarray:
@@ -94,13 +96,28 @@ def _opened(path: Path, limits: ImageLimits) -> Image.Image:
 
 def _decoded(source: Path | BytesIO, path: Path | str, limits: ImageLimits) -> Image.Image:
     """Open and decode `source`, which messages call `path`."""
-    try:
+    with _failures_explained(path, limits):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(source, formats=FORMATS)
         _check_pixels(path, image.size, limits)
         image.load()
         return image
+
+
+def _upright_rgb(image: Image.Image, path: Path | str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB with the EXIF rotation applied; EXIF data may be damaged where the pixels are not."""
+    with _failures_explained(path, ImageLimits()):
+        return np.array(_as_rgb(ImageOps.exif_transpose(image), path), dtype=np.uint8)  # (H, W, 3)
+
+
+@contextmanager
+def _failures_explained(path: Path | str, limits: ImageLimits) -> Iterator[None]:
+    """Turn whatever Pillow raises into one sentence: on a damaged file its readers fail with any exception."""
+    try:
+        yield
+    except UserError:
+        raise
     except Image.DecompressionBombError as error:
         raise UserError(
             f"{path} holds more pixels than the limit of {limits.max_pixels:,} "
@@ -108,7 +125,7 @@ def _decoded(source: Path | BytesIO, path: Path | str, limits: ImageLimits) -> I
         ) from error
     except UnidentifiedImageError as error:
         raise UserError(f"{path} is not a PNG, JPEG, BMP or TIFF image: remove or replace the file.") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:
         raise UserError(
             f"{path} cannot be decoded ({error}): the file is truncated or damaged, copy it again or remove it."
         ) from error

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from components.arrival_names import check_name, decode_key, encode_key, safe_stem, safe_suffix, shown_name
-from components.door import Opened, check_listing, open_arrival
+from components.door import Opened, Refusal, check_listing, open_arrival
 from components.image_end import foreign_content, image_end
 from components.images import ImageLimits
 
@@ -247,6 +247,15 @@ def test_content_of_another_kind_is_named(mark: bytes) -> None:
     found = foreign_content(with_chunk(mark))
     assert found is not None
     assert found.startswith("content of another kind inside the image (")
+
+
+def test_a_tiff_without_its_width_is_no_image() -> None:
+    data = encoded("TIFF")
+    first = int.from_bytes(data[4:8], "little") + 2  # the first entry of the directory, the width by its order
+    damaged = data[:first] + (0xFFFF).to_bytes(2, "little") + data[first + 2 :]
+    found = open_arrival(damaged, "a.tif", LIMITS)
+    assert isinstance(found, Refusal)
+    assert found.code == "not-an-image"
 
 
 @given(st.sampled_from(["PNG", "JPEG", "TIFF", "BMP"]), st.data())
