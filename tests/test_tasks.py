@@ -10,6 +10,7 @@ from torch import Tensor
 
 from components import cutpaste
 from components.draws import SampleKeys
+from components.methods import encoder_method, serves_network
 from components.params import Method, PatchLevelParams, SynthesisParams
 from components.tasks import Task, augment_params, patch_params, random_crops, scar_params, task_of
 
@@ -44,8 +45,10 @@ def task(method: str, params: SynthesisParams = PARAMS) -> Task:
     return found
 
 
-def test_every_method_has_its_task_but_the_one_without_training() -> None:
-    assert {*CLASSES, "pretrained", "cutpaste-patch"} == set(get_args(Method))
+def test_every_method_has_its_task_but_those_without_training_of_an_encoder() -> None:
+    without = {method for method in get_args(Method) if encoder_method(method) == "pretrained"}
+    assert without == {"pretrained", "nsa-gde", *filter(serves_network, get_args(Method))} - {"nsa-cutpaste"}
+    assert {encoder_method(method) for method in get_args(Method)} == {*CLASSES, "pretrained", "cutpaste-patch"}
     assert task_of("pretrained", PARAMS) is None
     assert {method: task(method).classes for method in CLASSES} == CLASSES
 
