@@ -5,6 +5,7 @@ written whole or not at all. The same input gives the same bytes; a file holds n
 Colours are from Okabe and Ito's set and the map scale is matplotlib's inferno, legible with any colour vision.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
@@ -28,6 +29,7 @@ TRUTH_COLOUR = (0, 229, 255)
 MAX_BYTES = 600_000
 LARGEST_TILE, SMALLEST_TILE = 256, 80  # pixels
 MARGIN, GAP = 16, 8  # pixels
+STRIP = 120  # pixels of the colour scale
 DPI = 110
 
 Draw = Callable[[int], Image.Image]
@@ -99,7 +101,7 @@ def map_gallery(
             overlay = _overlaid(tile, maps[i], (low, high), image.shape[:2])
             blocks.append(([tile, *truth, overlay], f"{captions[i]}\n{scores[i]:.4g}"))
         rows = ["image", "map"] if masks is None else ["image", "defect", "map"]
-        sheet = _grid(blocks, size, columns, title or " ", rows)
+        sheet = _grid(blocks, size, columns, title or " ", rows, beside_title=_colour_bar_width(low, high))
         return _with_colour_bar(sheet, low, high)
 
     _write_small(draw, path)
@@ -169,9 +171,17 @@ def _map_range(maps: Sequence[NDArray[np.floating]]) -> tuple[float, float]:
 
 
 def _grid(
-    blocks: Sequence[tuple[list[Image.Image], str]], size: int, columns: int, title: str, rows: Sequence[str]
+    blocks: Sequence[tuple[list[Image.Image], str]],
+    size: int,
+    columns: int,
+    title: str,
+    rows: Sequence[str],
+    beside_title: int = 0,
 ) -> Image.Image:
-    """Blocks (tiles from top to bottom, caption under them) side by side, in bands of `columns`."""
+    """Blocks (tiles from top to bottom, caption under them) side by side, in bands of `columns`.
+
+    beside_title: pixels that are left free at the right of the title.
+    """
     font, line = _font(_text_size(size)), round(1.35 * _text_size(size))
     tall = len(blocks[0][0]) if blocks else 0
     gutter = round(1.6 * line) if rows else 0
@@ -179,11 +189,13 @@ def _grid(
     caption_lines = max((caption.count("\n") + 1 for _, caption in blocks), default=0)
     band = tall * (size + GAP // 2) + caption_lines * line + GAP + MARGIN // 2
     bands = -(-len(blocks) // columns)
-    width = 2 * MARGIN + gutter + columns * (size + GAP) - GAP
+    title_font = _font(round(1.25 * _text_size(size)), bold=True)
+    inner = max(columns * (size + GAP) - GAP, math.ceil(title_font.getlength(title)) + GAP + beside_title)
+    width = 2 * MARGIN + gutter + inner
     sheet = Image.new("RGB", (width, 2 * MARGIN + head + bands * band - GAP - MARGIN // 2), "white")
     pen = ImageDraw.Draw(sheet)
     if title:
-        pen.text((MARGIN + gutter, MARGIN), title, INK, _font(round(1.25 * _text_size(size)), bold=True))
+        pen.text((MARGIN + gutter, MARGIN), title, INK, title_font)
     for i, (tiles, caption) in enumerate(blocks):
         x = MARGIN + gutter + (i % columns) * (size + GAP)
         y = MARGIN + head + (i // columns) * band
@@ -209,14 +221,22 @@ def _sideways(
 def _with_colour_bar(sheet: Image.Image, low: float, high: float) -> Image.Image:
     """Draw the scale at the right of the title line: low, a strip of colours, high."""
     font, pen = _font(13), ImageDraw.Draw(sheet)
-    strip = np.broadcast_to(_inferno(np.linspace(0, 1, 120))[None], (12, 120, 3))
-    right = sheet.width - MARGIN - font.getlength(f"{high:.3g}")
-    left = round(right) - 6 - 120
+    strip = np.broadcast_to(_inferno(np.linspace(0, 1, STRIP))[None], (12, STRIP, 3))
+    before, after = _colour_bar_words(low, high)
+    right = sheet.width - MARGIN - font.getlength(after)
+    left = round(right) - 6 - STRIP
     sheet.paste(Image.fromarray(np.rint(strip).astype(np.uint8)), (left, MARGIN + 2))
-    pen.text((right, MARGIN), f"{high:.3g}", MUTED, font)
-    words = f"anomaly  {low:.3g}"
-    pen.text((left - 6 - font.getlength(words), MARGIN), words, MUTED, font)
+    pen.text((right, MARGIN), after, MUTED, font)
+    pen.text((left - 6 - font.getlength(before), MARGIN), before, MUTED, font)
     return sheet
+
+
+def _colour_bar_words(low: float, high: float) -> tuple[str, str]:
+    return f"anomaly  {low:.3g}", f"{high:.3g}"
+
+
+def _colour_bar_width(low: float, high: float) -> int:
+    return STRIP + 12 + math.ceil(sum(_font(13).getlength(words) for words in _colour_bar_words(low, high)))
 
 
 def _text_size(tile: int) -> int:
