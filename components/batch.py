@@ -14,7 +14,7 @@ from typing import Any
 from components.arrival_names import decode_key, encode_key, safe_stem, safe_suffix, shown_name
 from components.dataset import check_category_name
 from components.errors import UserError
-from components.files import digest_of, read_json, write_json
+from components.files import digest_of, held_lock, read_json, write_json
 from components.inbox import Entry
 
 STATE = Path(".flawline/ingest")
@@ -52,6 +52,10 @@ class Batch:
         """What a finished step left; None where it is still to be done."""
         path = self.folder / f"{name}.json"
         return read_json(path) if path.is_file() else None
+
+    def result(self, name: str) -> dict[str, Any]:
+        """What a step left that is known to be finished."""
+        return dict(read_json(self.folder / f"{name}.json"))
 
     def record(self, name: str, value: Any) -> None:
         """Finish a step: from now on it is not repeated."""
@@ -106,18 +110,13 @@ def facts_cache(category: str) -> Path:
 @contextmanager
 def category_lock(category: str) -> Iterator[None]:
     """One ingest (or review) of a category at a time in this workspace; others wait for their turn."""
-    from filelock import FileLock, Timeout
-
     check_category_name(category)
     path = _state(category) / "lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(path, timeout=LOCK_SECONDS):
-            yield
-    except Timeout as error:
-        raise UserError(
-            f"Another process has been ingesting {category} for {LOCK_SECONDS:.0f} s ({path}): wait for it or end it."
-        ) from error
+    busy = UserError(
+        f"Another process has been ingesting {category} for {LOCK_SECONDS:.0f} s ({path}): wait for it or end it."
+    )
+    with held_lock(path, LOCK_SECONDS, busy):
+        yield
 
 
 def _state(category: str) -> Path:

@@ -15,7 +15,7 @@ REASON, PICTURE, MANIFEST = ".json", ".map.png", "batch.json"
 
 def settle(batch: Batch, source: Source, verdicts: Sequence[Verdict]) -> None:
     """Write reasons and anomaly maps, then move each file out of the inbox; may be repeated."""
-    items, claim = {item.number: item for item in batch.items()}, batch.step("claim") or {}
+    items, claim = {item.number: item for item in batch.items()}, batch.result("claim")
     arrival = {
         "category": batch.category,
         "batch": batch.name,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.dataset import check_category_name
 from components.errors import UserError
-from components.files import new_directory, read_json
+from components.files import held_lock, new_directory, read_json
 from components.journal import Kind, Move, append_move, champion_at, champion_before, now, read_moves
 from components.tracking import STATE, connect, prepare_environment, server_errors_explained, tracking_uri
 
@@ -199,22 +199,13 @@ def journal(category: str) -> list[Move]:
 @contextmanager
 def _locked(category: str) -> Iterator[None]:
     """One writer per category, among all processes and threads of this workspace."""
-    from filelock import FileLock, Timeout
-
     check_category_name(category)
     path = STATE / "locks" / f"{category}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=LOCK_SECONDS)
-    except Timeout as error:
-        raise UserError(
-            f"Another process has held the lock of {category} ({path}) for {LOCK_SECONDS:.0f} s: wait for it or end it."
-        ) from error
-    try:
+    busy = UserError(
+        f"Another process has held the lock of {category} ({path}) for {LOCK_SECONDS:.0f} s: wait for it or end it."
+    )
+    with held_lock(path, LOCK_SECONDS, busy):
         yield
-    finally:
-        lock.release()
 
 
 def _intended(kind: Kind, source: int | None, target: Version, previous: int | None, reason: str) -> Move:

@@ -105,7 +105,7 @@ def fetch(batch: Batch, params: Params) -> dict[str, Any]:
 
 def judge_files(batch: Batch, params: Params) -> dict[str, Any]:
     """Decide what becomes of each file."""
-    gone = set((batch.step("fetched") or {})["gone"])
+    gone = set(batch.result("fetched")["gone"])
     items = [item for item in batch.items() if item.number not in gone]
     condemned = {item.number: verdict for item in items if (verdict := check_entry(item, params))}
     opened = [item for item in items if item.number not in condemned]
@@ -129,7 +129,7 @@ def commit(batch: Batch, params: Params) -> dict[str, Any]:
     if not accepted:
         return {"commit": None}
     records = [ImageRecord(batch.raw(item), image_name(item, one), "train", "good") for item, one in accepted]
-    note = f"Ingested from {_claim(batch)['source']}, batch {batch.name}: {count_words(summarise(verdicts))}."
+    note = f"Ingested from {batch.result('claim')['source']}, batch {batch.name}: {count_words(summarise(verdicts))}."
     done = commit_images(batch.category, records, note=note, validate=False, link=True)
     return {"commit": done.commit, "message": done.message}
 
@@ -142,7 +142,7 @@ def push(batch: Batch, params: Params) -> dict[str, Any]:
     from flows.transfer import push as push_versions
 
     with open_project() as repo:
-        is_wanted = bool((batch.step("committed") or {})["commit"]) and remote_store(repo) is not None
+        is_wanted = bool(batch.result("committed")["commit"]) and remote_store(repo) is not None
     if is_wanted:
         push_versions(batch.category)
     return {"pushed": is_wanted}
@@ -151,7 +151,7 @@ def push(batch: Batch, params: Params) -> dict[str, Any]:
 def announce(batch: Batch, params: Params) -> dict[str, Any]:
     """Tell Prefect's automations of the new version."""
     del params
-    committed = batch.step("committed") or {}
+    committed = batch.result("committed")
     if committed["commit"]:
         accepted = sum(verdict.outcome == "accepted" for verdict in _verdicts(batch))
         announce_commit(batch.category, committed["commit"], accepted)
@@ -166,7 +166,7 @@ def acknowledge(batch: Batch, params: Params) -> dict[str, Any]:
     them; commit, message, pushed.
     """
     del params
-    verdicts, claimed, judged = _verdicts(batch), _claim(batch), batch.step("judged") or {}
+    verdicts, claimed, judged = _verdicts(batch), batch.result("claim"), batch.result("judged")
     settle(batch, _inbox(batch), verdicts)
     return {
         "category": batch.category,
@@ -174,11 +174,11 @@ def acknowledge(batch: Batch, params: Params) -> dict[str, Any]:
         "source": claimed["source"],
         "time": claimed["time"],
         **summarise(verdicts),
-        "left": len((batch.step("fetched") or {})["gone"]),
+        "left": len(batch.result("fetched")["gone"]),
         "drift": [one for one in judged["drift"] if one["drifted"]],
         "screened": judged["screened_by"] is not None,
-        **(batch.step("committed") or {}),
-        **(batch.step("pushed") or {}),
+        **batch.result("committed"),
+        **batch.result("pushed"),
     }
 
 
@@ -232,12 +232,8 @@ def _category(category: str, params: Params) -> Category | None:
 
 
 def _inbox(batch: Batch) -> Source:
-    return open_source(_claim(batch)["source"])
-
-
-def _claim(batch: Batch) -> dict[str, Any]:
-    return dict(batch.step("claim") or {})
+    return open_source(batch.result("claim")["source"])
 
 
 def _verdicts(batch: Batch) -> list[Verdict]:
-    return [Verdict(**fields) for fields in (batch.step("judged") or {})["verdicts"]]
+    return [Verdict(**fields) for fields in batch.result("judged")["verdicts"]]

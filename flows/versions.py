@@ -18,6 +18,7 @@ from components import data_version
 from components.data_version import Difference, Placement
 from components.dataset import ImageRecord, check_category_name
 from components.errors import UserError
+from components.files import held_lock
 from components.params import DataParams, Params, load_params
 from flows import git
 from flows.dvc_project import open_project, writing
@@ -80,12 +81,7 @@ def commit_images(
     `flows.git.BusyError` where a lock of git or DVC is held, or a stage reads the folder: then try again later.
     Safe to repeat after any failure or kill.
     """
-    params = _params_with(category, root)
-    folder = category_folder(category, params)
-    git.check_committable()
-    with _one_writer(category), open_project() as repo:
-        _check_ours(repo, folder)
-        version = _head_manifest(repo, category, params)
+    with _opened(category, root) as (repo, folder, params, version):
         present = data_version.current_manifest(folder, version, params.threads)
         _check_complete(category, version, present)
         digests = data_version.md5_files([record.path for record in records], params.threads)
@@ -93,18 +89,13 @@ def commit_images(
         if validate:
             new = [place.record for place in placements if place.is_new]
             data_version.check_images(new, params.limits.image_limits(), params.threads)
-        staging = folder.with_name(f".{category}.part")
-        shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
-        staging.mkdir(parents=True)
-        try:
+        with _staging(folder) as staging:
             data_version.stage_copies(placements, staging, link)
             if link:
                 _link_into_cache(repo, placements, digests)
             with writing(repo, folder):
                 data_version.move_in(staging, folder)
                 return _commit(repo, category, params, version, placements, note)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
 
 
 def commit_folder(category: str, *, root: str | None = None, note: str = "") -> Committed:
@@ -112,12 +103,7 @@ def commit_folder(category: str, *, root: str | None = None, note: str = "") -> 
 
     Every image that the present version does not hold is decoded first. Raises as `commit_images`.
     """
-    params = _params_with(category, root)
-    folder = category_folder(category, params)
-    git.check_committable()
-    with _one_writer(category), open_project() as repo:
-        _check_ours(repo, folder)
-        version = _head_manifest(repo, category, params)
+    with _opened(category, root) as (repo, folder, params, version):
         records = [record for record in data_version.list_offered(folder) if record.name not in version]
         data_version.check_images(records, params.limits.image_limits(), params.threads)
         with writing(repo, folder):
@@ -167,16 +153,34 @@ def read_manifest(repo: Any, digest: str) -> dict[str, str] | None:
 
 
 @contextmanager
+def _opened(category: str, root: str | None) -> Iterator[tuple[Any, Path, Params, data_version.Manifest]]:
+    """The repository, the category's folder, the parameters and the version in HEAD, for one writer at a time."""
+    params = _params_with(category, root)
+    folder = category_folder(category, params)
+    git.check_committable()
+    with _one_writer(category), open_project() as repo:
+        _check_ours(repo, folder)
+        yield repo, folder, params, _head_manifest(repo, category, params)
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """An empty folder beside the category's, on the same disk; what a killed run left there is removed."""
+    staging = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
 def _one_writer(category: str) -> Iterator[None]:
     """At most one process makes versions of a category; BusyError at once where one does."""
-    from filelock import FileLock, Timeout
-
-    LOCKS.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(LOCKS / f"data-{category}.lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise BusyError(f"Another process is adding images to {category}: run this again when it has ended.") from error
+    busy = BusyError(f"Another process is adding images to {category}: run this again when it has ended.")
+    with held_lock(LOCKS / f"data-{category}.lock", 0, busy):
+        yield
 
 
 def _check_ours(repo: Any, folder: Path) -> None:
