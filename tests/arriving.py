@@ -2,18 +2,18 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from components.files import sha256_file
 from components.inbox import OUTCOMES, open_source
 from components.params import load_params
-from tests.project import Project, surface, write_image
+from flows.versions import commit_folder
+from tests.project import Project
 
 INBOX = Path("arriving/inbox")
 PATIENCE = 200.0
@@ -23,13 +23,12 @@ PRELOADED = ["tests.arriving", "flows.arrivals", "flows.versions", "mlflow", "gr
 _context: ForkServerContext | None = None
 
 
-def deliver(folder: Path, count: int, seed: int = 5) -> list[Path]:
-    """Write so many new good images, new-0.png and so on."""
-    generator = np.random.default_rng(seed)
-    paths = [folder / f"new-{number}.png" for number in range(count)]
-    for path in paths:
-        write_image(path, surface(generator))
-    return paths
+def with_first_version(project: Project, mlflow_database: Path) -> None:
+    """Give a project an MLflow database, a first version of its category "widget", and an inbox that never waits."""
+    (project.folder / ".flawline" / "mlflow").mkdir(parents=True, exist_ok=True)
+    shutil.copy(mlflow_database, project.folder / ".flawline" / "mlflow" / "mlflow.db")
+    project.set_params({"ingest": {"settle_seconds": 0}})
+    commit_folder("widget")
 
 
 def whereabouts(root: Path, category: str = "widget") -> dict[str, list[str]]:

@@ -146,6 +146,15 @@ def write_image(path: Path, pixels: np.ndarray) -> None:
     Image.fromarray(pixels).save(path)
 
 
+def new_images(folder: Path, count: int, seed: int = 5) -> list[Path]:
+    """Write so many new good images, new-0.png and so on."""
+    generator = np.random.default_rng(seed)
+    paths = [folder / f"new-{number}.png" for number in range(count)]
+    for path in paths:
+        write_image(path, surface(generator))
+    return paths
+
+
 def is_one_sentence(stderr: str) -> bool:
     """Whether a program has said one thing only, in one line of prose that ends with a full stop."""
     lines = stderr.strip().splitlines()

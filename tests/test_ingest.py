@@ -21,10 +21,9 @@ from components.params import load_params
 from flows.arrivals import awaited, ingest_category
 from flows.git import BusyError
 from flows.reviewing import accept, held_images, refuse
-from flows.versions import commit_folder
-from tests.arriving import INBOX, deliver, die, ended, ingest_here, ingest_process, whereabouts
+from tests.arriving import INBOX, die, ended, ingest_here, ingest_process, whereabouts, with_first_version
 from tests.faulty_proxy import Fault, faulty_proxy
-from tests.project import SIDE, Project, surface, write_image
+from tests.project import SIDE, Project, new_images, surface, write_image
 from tests.servers import S3Server
 
 DELIVERED = INBOX / "widget"
@@ -33,10 +32,7 @@ DELIVERED = INBOX / "widget"
 @pytest.fixture
 def line(git_project: Project, mlflow_database: Path) -> Project:
     """A project whose category "widget" has a first version, and an inbox in which files are settled at once."""
-    (git_project.folder / ".flawline" / "mlflow").mkdir(parents=True, exist_ok=True)
-    shutil.copy(mlflow_database, git_project.folder / ".flawline" / "mlflow" / "mlflow.db")
-    git_project.set_params({"ingest": {"settle_seconds": 0}})
-    commit_folder("widget")
+    with_first_version(git_project, mlflow_database)
     return git_project
 
 
@@ -60,7 +56,7 @@ def images() -> int:
 
 
 def test_what_passes_becomes_one_version_and_the_rest_has_its_reasons(line: Project) -> None:
-    new = deliver(DELIVERED / "line 2", 3)
+    new = new_images(DELIVERED / "line 2", 3)
     digests = {sha256_file(path) for path in new}
     shutil.copy("data/tiny/widget/train/good/004.png", DELIVERED / "old.png")
     shutil.copy("data/tiny/widget/test/blob/002.png", DELIVERED / "test.png")
@@ -91,10 +87,10 @@ def test_what_passes_becomes_one_version_and_the_rest_has_its_reasons(line: Proj
 
 
 def test_the_same_delivery_again_is_acknowledged_as_duplicates(line: Project) -> None:
-    deliver(DELIVERED, 3)
+    new_images(DELIVERED, 3)
     ingest_here()
     commit = line.git("rev-parse", "HEAD")
-    deliver(DELIVERED, 3)
+    new_images(DELIVERED, 3)
     (summary,) = ingest_here()
     assert summary["reasons"] == {"duplicate": 3}
     assert line.git("rev-parse", "HEAD") == commit
@@ -105,7 +101,7 @@ def test_the_same_delivery_again_is_acknowledged_as_duplicates(line: Project) ->
 
 def test_a_file_that_is_still_copied_is_left_alone(line: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     line.set_params({"ingest": {"settle_seconds": 60}})
-    deliver(DELIVERED, 2)
+    new_images(DELIVERED, 2)
 
     def copy_on(seconds: float) -> None:
         assert seconds == 60
@@ -119,7 +115,7 @@ def test_a_file_that_is_still_copied_is_left_alone(line: Project, monkeypatch: p
 
 
 def test_a_batch_takes_no_more_files_and_bytes_than_it_may(line: Project) -> None:
-    paths = deliver(DELIVERED, 5)
+    paths = new_images(DELIVERED, 5)
     line.set_params({"ingest": {"max_files": 4, "max_batch_bytes": sum(path.stat().st_size for path in paths[:2])}})
     assert [ingest_here()[0]["accepted"] for _ in range(3)] == [2, 2, 1]
     assert ingest_here() == []
@@ -137,7 +133,7 @@ def test_unknown_categories_are_said(line: Project) -> None:
 
 def test_the_first_images_of_a_category_may_arrive(line: Project) -> None:
     line.set_params({"data": {"categories": ["widget", "gadget", "new"]}})
-    shutil.move(deliver(INBOX / "tmp", 3)[0].parent, INBOX / "new")
+    shutil.move(new_images(INBOX / "tmp", 3)[0].parent, INBOX / "new")
     (summary,) = ingest_category("new", open_source(str(INBOX)), load_params())
     assert summary["accepted"] == 3
     assert len(list_category(Path("data/tiny/new")).train) == 3
@@ -147,7 +143,7 @@ def test_the_first_images_of_a_category_may_arrive(line: Project) -> None:
 
 
 def test_a_held_git_lock_is_said_and_the_next_run_finishes(line: Project) -> None:
-    deliver(DELIVERED, 3)
+    new_images(DELIVERED, 3)
     lock = Path(".git/index.lock")
     lock.touch()
     with pytest.raises(BusyError, match="Another git command holds"):
@@ -162,7 +158,7 @@ def test_a_held_git_lock_is_said_and_the_next_run_finishes(line: Project) -> Non
 
 
 def test_two_ingests_at_once_share_the_work(line: Project) -> None:
-    deliver(DELIVERED, 6)
+    new_images(DELIVERED, 6)
     before = int(line.git("rev-list", "--count", "HEAD"))
     first, second = ingest_process(line), ingest_process(line)
     assert (ended(first), ended(second)) == (0, 0)
@@ -172,7 +168,7 @@ def test_two_ingests_at_once_share_the_work(line: Project) -> None:
 
 
 def test_an_ingest_waits_for_the_one_before(line: Project) -> None:
-    deliver(DELIVERED, 1)
+    new_images(DELIVERED, 1)
     done = threading.Event()
 
     def run() -> None:
@@ -217,7 +213,7 @@ def full(line: Project, request: pytest.FixtureRequest) -> Iterator[Path]:
 
 @pytest.mark.parametrize("full", PLACES, indirect=True)
 def test_a_full_disk_loses_nothing_and_the_next_run_finishes(line: Project, full: Path) -> None:
-    deliver(DELIVERED, 12)
+    new_images(DELIVERED, 12)
     shutil.copy("data/tiny/widget/train/good/004.png", DELIVERED / "old.png")
     for number in range(12):
         (DELIVERED / f"text-{number}.txt").write_bytes(os.urandom(6000))
@@ -240,7 +236,7 @@ def test_an_ingest_from_a_failing_s3(
     line: Project, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
     client, prefix = s3.client(), tmp_path.name
-    for path in deliver(tmp_path / "camera", 4):
+    for path in new_images(tmp_path / "camera", 4):
         client.upload_file(str(path), "bucket", f"{prefix}/incoming/widget/{path.name}")
     client.put_object(Bucket="bucket", Key=f"{prefix}/incoming/widget/cut.png", Body=path.read_bytes()[:800])
     for name, value in s3.environment.items():
@@ -304,7 +300,7 @@ def test_an_accepted_image_becomes_a_version_and_a_refused_one_does_not(line: Pr
 def test_names_that_mean_nothing_or_several_are_refused(held: list[str]) -> None:
     with pytest.raises(UserError, match=r"nothing\.png is no held image"):
         accept(["nothing.png"])
-    deliver(DELIVERED, 1)
+    new_images(DELIVERED, 1)
     write_image(DELIVERED / "dark-0.png", (surface(np.random.default_rng(7)) * 0.25).astype(np.uint8))
     ingest_here()
     with pytest.raises(UserError, match="means several held images"):
@@ -345,7 +341,7 @@ def test_a_decision_that_was_killed_is_completed(line: Project, held: list[str],
 
 
 def test_a_review_waits_until_an_ingest_was_finished(line: Project, held: list[str]) -> None:
-    deliver(DELIVERED, 1)
+    new_images(DELIVERED, 1)
     assert ended(ingest_process(line, kill_before_commit)) == -9
     with pytest.raises(UserError, match="run `flawline ingest` first"):
         refuse(held)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from components.files import read_json
-from tests.arriving import INBOX, deliver, die, ended, ingest_process, whereabouts
-from tests.project import Project, surface, write_image
+from tests.arriving import INBOX, die, ended, ingest_process, whereabouts, with_first_version
+from tests.project import Project, new_images, surface, write_image
 
 pytestmark = pytest.mark.slow  # a minute or more: each case adds to DVC and commits to git
 
@@ -23,12 +23,8 @@ def arrived(git_project: Project, mlflow_database: Path) -> Project:
     """A project with a version, a remote, and seven files in its inbox of which four are to be accepted."""
     from flows.dvc_project import open_project
     from flows.stores import set_remote
-    from flows.versions import commit_folder
 
-    (git_project.folder / ".flawline" / "mlflow").mkdir(parents=True, exist_ok=True)
-    shutil.copy(mlflow_database, git_project.folder / ".flawline" / "mlflow" / "mlflow.db")
-    git_project.set_params({"ingest": {"settle_seconds": 0}})
-    commit_folder("widget")
+    with_first_version(git_project, mlflow_database)
     with open_project() as repo:
         set_remote(repo, str(git_project.folder.parent / "remote"))
     fill_inbox(INBOX / "widget")
@@ -37,7 +33,7 @@ def arrived(git_project: Project, mlflow_database: Path) -> Project:
 
 def fill_inbox(folder: Path) -> None:
     """Four new images, a copy of one, a copy of a test image, a truncated file."""
-    new = deliver(folder, 4)
+    new = new_images(folder, 4)
     shutil.copy(new[1], folder / "twin.png")
     shutil.copy("data/tiny/widget/test/good/001.png", folder / "test.png")
     path = folder / "cut.png"
@@ -133,8 +129,8 @@ def while_cleaning_up() -> None:
     rmtree = shutil.rmtree
 
     def fatal(path: Path, **options: Any) -> None:
-        if "batches" in os.fspath(path):
-            (path / "claim.json").unlink()
+        if os.path.exists(os.path.join(path, "claim.json")):
+            os.unlink(os.path.join(path, "claim.json"))
             die()
         rmtree(path, **options)
 

@@ -14,6 +14,7 @@ from components.errors import UserError
 from components.learner import Learner, cosine, projection_head
 from components.params import BackboneParams, SynthesisParams, TrainingParams
 from components.tasks import task_of
+from tests.listeners import KilledError, ignore, killed_after
 
 SIDE, IMAGES = 32, 10
 TRAINING: dict[str, Any] = {
@@ -26,10 +27,6 @@ TRAINING: dict[str, Any] = {
     "checkpoint_steps": 2,
     "exam_steps": 2,
 }
-
-
-class KilledError(Exception):
-    """Stands for the end of the process."""
 
 
 @pytest.fixture(autouse=True)
@@ -67,18 +64,6 @@ def learner(
         examiner=examiner,
         checkpoint=folder / "checkpoint",
     )
-
-
-def ignore(_step: int, _values: dict[str, float]) -> None:
-    pass
-
-
-def killed_after(steps: int) -> Callable[[int, dict[str, float]], None]:
-    def listen(step: int, values: dict[str, float]) -> None:
-        if step == steps and "loss" in values:
-            raise KilledError
-
-    return listen
 
 
 def weights(encoder: Encoder) -> dict[str, torch.Tensor]:

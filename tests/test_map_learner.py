@@ -1,6 +1,6 @@
 """The network learns to find what was blended in, by the loss of its label kind, and resumes to the same bytes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,14 @@ from components.map_learner import MapLearner, MapTask, map_loss
 from components.metrics import pixel_auroc
 from components.nsa import NsaParams
 from components.params import BackboneParams, NetworkParams, TrainingParams, ViewParams
+from tests.listeners import KilledError, ignore, killed_after
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SIDE = 64
 NETWORK: dict[str, Any] = {
     **{"strides": (8, 4), "reduction": (16,), "widths": (16, 8), "steps": 6, "rate": 1e-2, "batch": 3},
     **{"exam_steps": 3, "freeze_batch_norm": False},
 }
-
-
-class KilledError(Exception):
-    """Stands for the end of the process."""
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def pictures(count: int = 8) -> np.ndarray:
@@ -66,18 +56,6 @@ def learner(
         marks_start=False,
         checkpoint=folder / "checkpoint",
     )
-
-
-def ignore(_step: int, _values: dict[str, float]) -> None:
-    pass
-
-
-def killed_after(steps: int) -> Callable[[int, dict[str, float]], None]:
-    def listen(step: int, values: dict[str, float]) -> None:
-        if step == steps and "loss" in values:
-            raise KilledError
-
-    return listen
 
 
 def state_bytes(network: MapNetwork) -> dict[str, bytes]:

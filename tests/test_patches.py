@@ -1,6 +1,5 @@
 """The patch-level network says of every place of an image what it says of the crop that lies there, in one pass."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +12,8 @@ from components.errors import UserError
 from components.params import PatchLevelParams, parse_params
 from components.patches import PatchNet, patch_net, patch_net_name
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 GEOMETRIES = [(32, 4), (32, 8), (64, 8), (16, 2), (64, 16), (48, 4)]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def encoder(receptive_field: int = 32, stride: int = 4, width: int = 8, seed: int = 0) -> Encoder:

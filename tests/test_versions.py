@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 
@@ -13,17 +12,9 @@ from components.data_version import good_images, list_offered
 from components.errors import UserError
 from flows.git import BusyError
 from flows.versions import Committed, commit_folder, commit_images
-from tests.project import Project, surface, write_category, write_image
+from tests.project import Project, new_images, write_category
 
 FOLDER = Path("data/tiny/widget")
-
-
-def new_images(folder: Path, count: int, seed: int = 9) -> list[Path]:
-    generator = np.random.default_rng(seed)
-    paths = [folder / f"new-{number}.png" for number in range(count)]
-    for path in paths:
-        write_image(path, surface(generator))
-    return paths
 
 
 def add(paths: list[Path], category: str = "widget") -> Committed:
