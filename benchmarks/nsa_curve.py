@@ -9,13 +9,12 @@ short goes on from its last checkpoint. Test images are not looked at.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import print_table, write_results
-from benchmarks.methods import CATEGORIES, working_in
+from benchmarks.methods import CATEGORIES, known_rows, working_in
 from components import synthesize, train, validate
 from components.network_exam import ExamMark, examine_network
 from components.nsa_settings import load_nsa_params
@@ -29,7 +28,7 @@ from components.views import view_of
 def main() -> None:
     """Train on each category that the file does not have, and write the file after each."""
     arguments = parse_arguments()
-    rows = list(json.loads(arguments.out.read_text())["rows"]) if arguments.out.is_file() else []
+    rows = known_rows(arguments.out)
     for category in arguments.categories:
         name = Path(category).name
         if any((row["category"], row["method"]) == (name, arguments.method) for row in rows):

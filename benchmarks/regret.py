@@ -19,10 +19,10 @@ from benchmarks.methods import CATEGORIES, make_params, working_in
 from components import synthesize, validate
 from components.backbone import Encoder, build_encoder
 from components.compositions import for_maps
-from components.dataset import ImageRecord, list_category
+from components.dataset import list_category
 from components.detector import Composition, Detector, Part, Scale
-from components.fit import PRETRAINED, choose_compositions, fit_to_all
-from components.images import read_image, read_mask, resize_image, resize_mask
+from components.evaluate import score_records
+from components.fit import PRETRAINED, SIGMA, choose_compositions, learned
 from components.metrics import auroc, pixel_auroc
 from components.params import Params
 from components.places import Places
@@ -63,34 +63,25 @@ def measure(category: str, params: Params) -> list[dict[str, Any]]:
         synthesize.main(category, params)
     prepared, encoder = load_prepared(places.prepared), build_encoder(params.backbone, params.seed)
     choice = choose_compositions(PRETRAINED, encoder, prepared, params)
-    records = list_category(Path(params.data.root) / category).test
     family = [mark.composition for mark in choice.marks]
     maps = [for_maps(composition) for composition in family if composition.is_dense]
-    figures = {
-        "image": {c: test_figures(c, encoder, prepared, records, params)["image"] for c in family},
-        "map": {c: test_figures(c, encoder, prepared, records, params)["map"] for c in maps},
-    }
-    return [row(category, "image", choice.image, figures["image"]), row(category, "map", choice.map, figures["map"])]
+    figures = {c: test_figures(c, encoder, prepared, params) for c in dict.fromkeys([*family, *maps])}
+    return [
+        row(category, "image", choice.image, {c: figures[c][0] for c in family}),
+        row(category, "map", choice.map, {c: figures[c][1] for c in maps}),
+    ]
 
 
-def test_figures(
-    composition: Composition, encoder: Encoder, prepared: Prepared, records: Sequence[ImageRecord], params: Params
-) -> dict[str, float]:
-    """Image AUROC by the image score and pixel AUROC by the map, of one composition on the test images."""
-    scorer, _ = fit_to_all(composition, encoder, prepared, folds=1)
+def test_figures(composition: Composition, encoder: Encoder, prepared: Prepared, params: Params) -> tuple[float, float]:
+    """Image and pixel AUROC on the test images of one composition that has learned all good images."""
+    rows = np.arange(len(prepared.images))
+    scorer = composition.scorer_of(np.concatenate(learned(composition, encoder, prepared, rows)))
     part = Part(composition, scorer, NO_SCALE, NO_SCALE, for_map=composition.is_dense)
-    size, limits = params.image.size, params.limits.image_limits()
-    detector = Detector({composition.encoder: encoder}, [part], size, 2.0 * size / 256)
-    scores, maps = detector.score([resize_image(read_image(record.path, limits), size) for record in records])
-    masks = np.zeros(maps.shape, bool)
-    for row, record in enumerate(records):
-        for path in record.masks:
-            masks[row] |= resize_mask(read_mask(path, limits), size)
-    labels = np.array([not record.is_good for record in records])
-    found = {"image": auroc(labels, scores) or 0.0}
-    if composition.is_dense:
-        found["map"] = pixel_auroc(masks, maps) or 0.0
-    return found
+    detector = Detector({composition.encoder: encoder}, [part], params.image.size, SIGMA * params.image.size / 256)
+    records = list_category(Path(params.data.root) / prepared.category).test
+    scored = score_records(detector, records, params.limits.image_limits())
+    truth = scored.has_truth
+    return auroc(scored.labels, scored.scores) or 0.0, pixel_auroc(scored.masks[truth], scored.maps[truth]) or 0.0
 
 
 def row(

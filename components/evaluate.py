@@ -16,7 +16,7 @@ import numpy as np
 
 from components.capsule import Capsule, load_capsule
 from components.dataset import ImageRecord, list_category
-from components.detector import BATCH
+from components.detector import BATCH, Detector
 from components.figures import exam_figure, history_figure, map_gallery, roc_figure, score_histogram
 from components.files import new_directory, write_json, write_text
 from components.fingerprint import open_category_run
@@ -69,23 +69,23 @@ def main(category: str, params: Params) -> None:
     capsule = load_capsule(places.capsule)
     records = list_category(Path(params.data.root) / category).test
     with open_category_run(category, params, "evaluate") as run:
-        scored = score_records(capsule, records, params.limits.image_limits())
+        scored = score_records(capsule.detector, records, params.limits.image_limits())
         metrics = measure(capsule, scored, params.evaluation, params.seed)
         write_evaluation(places.evaluation, capsule, scored, params)
         write_json(places.metrics, metrics)
         report(run, capsule, metrics, places)
 
 
-def score_records(capsule: Capsule, records: Sequence[ImageRecord], limits: ImageLimits) -> Scored:
+def score_records(detector: Detector, records: Sequence[ImageRecord], limits: ImageLimits) -> Scored:
     """Read and score the images batch by batch; masks are resampled to the maps' size."""
-    size = capsule.detector.size
+    size = detector.size
     scores = np.zeros(len(records), np.float32)
     maps = np.zeros((len(records), size, size), np.float32)
     masks = np.zeros((len(records), size, size), bool)
     for start in range(0, len(records), BATCH):
         rows = range(start, min(start + BATCH, len(records)))
         images = [resize_image(read_image(records[row].path, limits), size) for row in rows]
-        scores[start : rows.stop], maps[start : rows.stop] = capsule.score(images)
+        scores[start : rows.stop], maps[start : rows.stop] = detector.score(images)
         for row in rows:
             masks[row] = _merged_mask(records[row], size, limits)
     has_truth = np.array([record.is_good or bool(record.masks) for record in records], dtype=bool)

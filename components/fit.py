@@ -1,6 +1,7 @@
 """Stage fit: choose compositions by the synthetic exam, fit their Gaussians, set the threshold, write the capsule."""
 
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,7 +71,6 @@ MAKING = (
     "threshold",
 )
 GOLDEN = 4
-LEAST_CAM_SPREAD = 0.01
 HELD_MOST = 1000  # good images whose features are held in memory: half a GiB at 256 px
 SIGMA = 2.0  # of the receptive field's Gaussian, in 1/256 of the image's side
 
@@ -110,15 +110,13 @@ def main(category: str, params: Params) -> None:
     heads = load_heads(places.encoder, category, params)
     choice = choose({name: encoders[name] for name in heads} or encoders, prepared, params)
     say_if_training_did_not_help(category, choice)
-    detector, calibration = fit_detector(choice, encoders, prepared, params, heads)
+    refit = learns_held_out(prepared, params)
+    detector, calibration = fit_detector(choice, encoders, prepared, params, heads, refit)
     selection: dict[str, Any] = {}
     if network := open_network(places.encoder, params):
-        unseen = params.model_copy(update={"fit": params.fit.model_copy(update={"refit": False})})
-        baseline = Baseline(
-            choice.encoder, detector, calibration, fit_detector(choice, encoders, prepared, unseen, heads)[0]
-        )
-        kind = load_nsa_params(places.prepared)[1]["kind"]
-        view = view_of(params.network, kind, category)
+        unseen = fit_detector(choice, encoders, prepared, params, heads, refit=False)[0] if refit else detector
+        view = view_of(params.network, load_nsa_params(places.prepared)[1]["kind"], category)
+        baseline = Baseline(choice.encoder, detector, calibration, unseen)
         detector, calibration, selection = with_network(baseline, network, prepared, params, view)
     capsule = make_capsule(detector, calibration, choice, prepared, params, selection)
     save_capsule(capsule, golden_images(prepared), places.capsule)
@@ -259,16 +257,16 @@ def fit_detector(
     prepared: Prepared,
     params: Params,
     heads: Mapping[str, nn.Sequential],
+    refit: bool,
 ) -> tuple[Detector, np.ndarray]:
     """Fit the chosen compositions; the detector, and the image scores (n,) of the held-out good images.
 
-    Each composition is brought to the scale of its own scores on held-out good images.
+    refit: whether densities learn the held-out images in the end, which are then scored by cross-fitting. Each
+    composition is brought to the scale of its own scores on held-out good images.
     """
     needed = {c.encoder: encoders[c.encoder] for c in choice.all}
-    if learns_held_out(prepared, params):
-        fitted = {c: fit_to_all(c, needed[c.encoder], prepared, params.fit.folds) for c in choice.all}
-        scorers = {composition: scorer for composition, (scorer, _) in fitted.items()}
-        distances = {composition: values for composition, (_, values) in fitted.items()}
+    if refit:
+        scorers, distances = fit_to_all(choice.all, needed, prepared, params.fit.folds)
     else:
         scorers = fit_scorers(choice.all, needed, prepared)
         distances = held_out_distances(scorers, needed, prepared)
@@ -293,23 +291,40 @@ def learns_held_out(prepared: Prepared, params: Params) -> bool:
     return params.fit.refit and few_images(prepared) and len(prepared.held_out_rows) >= 2
 
 
-@torch.inference_mode()
-def fit_to_all(composition: Composition, encoder: Encoder, prepared: Prepared, folds: int) -> tuple[Scorer, np.ndarray]:
-    """A scorer that has learned all good images, and cross-fitted distances (n,) or (n, L) of the held-out ones.
+def fit_to_all(
+    compositions: Sequence[Composition], encoders: Mapping[str, Encoder], prepared: Prepared, folds: int
+) -> tuple[dict[Composition, Scorer], dict[Composition, np.ndarray]]:
+    """Scorers that have learned all good images, and cross-fitted distances (n,) or (n, L) of the held-out ones.
 
-    Each held-out image is scored by a density of all good images but those of its fold (cross-conformal prediction:
-    Vovk, "Cross-conformal predictors", 2015).
+    Features are made once for compositions that differ in rank only, as those for the image score and for the map do.
     """
     rows = np.concatenate([prepared.fit_rows, prepared.held_out_rows])
     held_out = fold_numbers(len(prepared.held_out_rows), folds, prepared.seed)
-    features = np.stack(learned(composition, encoder, prepared, rows))  # (1 + copies, N, …)
-    own, vector = features[0], features.shape[2:]
     numbers = np.concatenate([np.full(len(prepared.fit_rows), -1), held_out])
-    distances = np.empty((len(held_out), *vector[:-1]), np.float32)
-    for k in range(int(held_out.max()) + 1):
-        others = features[:, numbers != k].reshape(-1, *vector)
-        distances[held_out == k] = composition.scorer_of(others).score(own[numbers == k])
-    return composition.scorer_of(features.reshape(-1, *vector)), distances
+    alike: dict[Composition, list[Composition]] = defaultdict(list)
+    for composition in compositions:
+        alike[replace(composition, rank=0)].append(composition)
+    scorers, distances = {}, {}
+    for same in alike.values():
+        features = np.stack(learned(same[0], encoders[same[0].encoder], prepared, rows))  # (1 + copies, N, …)
+        for composition in same:
+            scorers[composition] = composition.scorer_of(features.reshape(-1, *features.shape[2:]))
+            distances[composition] = cross_fitted(composition, features, numbers)
+    return scorers, {composition: distances[composition] for composition in compositions}
+
+
+def cross_fitted(composition: Composition, features: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """Distances (n,) or (n, L) of the images that are in a fold, by a density of all images but those of that fold.
+
+    features: (1 + copies, N, …). folds: (N,) the fold of each image; −1 for those in none, which are always learned
+    (cross-conformal prediction: Vovk, "Cross-conformal predictors", 2015).
+    """
+    vector = features.shape[2:]
+    distances = np.empty((len(folds), *vector[:-1]), np.float32)
+    for k in range(int(folds.max()) + 1):
+        others = features[:, folds != k].reshape(-1, *vector)
+        distances[folds == k] = composition.scorer_of(others).score(features[0, folds == k])
+    return distances[folds >= 0]
 
 
 @torch.inference_mode()
@@ -330,13 +345,11 @@ def held_out_distances(
 def map_scale(composition: Composition, distances: np.ndarray, activations: Mapping[Composition, np.ndarray]) -> Scale:
     """The scale of a map: of the distances themselves, or of the GradCAM (n, h·w) that explains them.
 
-    A GradCAM may be nearly nothing on every good image: below a hundredth of the explained scores' spread it is taken
-    as not varying, or rounding would be blown up to a map.
+    A GradCAM is in units of the scores that it explains. Its own spread may be nothing but rounding, where a density
+    is flat at every good image.
     """
-    if composition not in activations:
-        return Scale.of(distances)
-    scale = Scale.of(activations[composition])
-    return replace(scale, spread=max(scale.spread, LEAST_CAM_SPREAD * Scale.of(distances).spread))
+    scale = Scale.of(distances)
+    return replace(scale, centre=float(activations[composition].mean())) if composition in activations else scale
 
 
 def held_out_activations(

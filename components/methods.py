@@ -3,6 +3,7 @@
 from components.nsa import Label
 from components.nsa import Method as Generator
 
+NETWORK = "network"  # the folder of the network, and its name beside those of the representations
 ENSEMBLE, HYBRID, NSA_GDE = "cutpaste-ensemble", "nsa-cutpaste", "nsa-gde"
 GENERATORS: dict[str, tuple[Generator, Label]] = {
     "nsa-binary": ("nsa", "binary"),

@@ -12,21 +12,17 @@ from typing import Any
 import numpy as np
 
 from components.decoder import MapNetwork, load_network
-from components.detector import Detector, Scale, as_tensor
-from components.methods import HYBRID, serves_network
+from components.detector import BATCH, Detector, Scale, as_tensor
+from components.methods import HYBRID, NETWORK, serves_network
 from components.network_exam import RASTER, examine_detector, part_of
 from components.network_part import NetworkPart
 from components.params import Params, ViewParams
 from components.prepared import Prepared, batches
 
-FOLDER = "network"  # of the network, beside the representation that the stage train wrote
-NETWORK = "network"
-BATCH = 16
-
 
 def open_network(folder: Path, params: Params) -> MapNetwork | None:
     """The network that the stage train left in its folder; None where the method has none."""
-    return load_network(folder / FOLDER) if serves_network(params.method) else None
+    return load_network(folder / NETWORK) if serves_network(params.method) else None
 
 
 @dataclass(frozen=True)

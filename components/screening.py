@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from components.capsule import Capsule
+from components.detector import BATCH
 from components.figures import map_gallery
 from components.images import ImageLimits, read_image, resize_image
-
-BATCH = 16  # images in memory
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from components.fingerprint import experiment_identity, open_category_run
 from components.head import save_head
 from components.learner import Learner, Progress
 from components.map_learner import MapLearner, MapTask
-from components.methods import ENSEMBLE, GENERATORS, NSA_GDE, encoder_method, serves_network, trains_network
+from components.methods import ENSEMBLE, GENERATORS, NETWORK, NSA_GDE, encoder_method, serves_network, trains_network
 from components.network_exam import examine_network
 from components.nsa_settings import load_nsa_params
 from components.params import Params, TrainingParams
@@ -34,7 +34,6 @@ from components.stage import run_stage
 from components.tasks import PATCH, task_of
 from components.views import view_of
 
-NETWORK = "network"  # the folder of the network, beside the representation
 HISTORY = ("step", "loss", "accuracy", "rate")
 Trained = tuple[Encoder, nn.Sequential | None, Progress]
 
@@ -46,17 +45,11 @@ def main(category: str, params: Params) -> None:
     prepared = load_prepared(places.prepared)
     checkpoint = places.checkpoint / experiment_identity(category, params)[:16]
     members = [train_member(number, prepared, params, checkpoint) for number in range(members_of(params))]
-    encoder, head, progress = members[0]
-    learner = None
-    if trains_network(params.method):
-        learner = network_learner(prepared, params, checkpoint)
-        run_live(learner, category, params, "network" if progress.step else "train")
-        if params.method == NSA_GDE:
-            encoder = learner.encoder
-        progress = progress if progress.step else learner.progress
-    members[0] = (encoder, head, progress)
-    for _, _, own in members:
-        say_if_it_did_not_help(category, own)
+    learner = network_learner(prepared, params, checkpoint) if trains_network(params.method) else None
+    if learner:
+        members[0] = train_network(learner, members[0], category, params)
+    for _, _, progress in members:
+        say_if_it_did_not_help(category, progress)
     write_outputs(places.encoder, members, params, learner)
     drop_checkpoint(places.checkpoint)
 
@@ -68,10 +61,9 @@ def members_of(params: Params) -> int:
 
 def train_member(number: int, prepared: Prepared, params: Params, checkpoint: Path) -> Trained:
     """Train one network of an ensemble, or the only one, number 0; its seed is the run's plus its number."""
-    if number == 0:
-        return train(starting_encoder(params, params.seed), prepared, params, params.seed, checkpoint, "train")
-    seed, beside = params.seed + number, checkpoint.with_name(f"{checkpoint.name}-{number}")
-    return train(starting_encoder(params, seed), prepared, params, seed, beside, f"train-{number}")
+    seed, suffix = params.seed + number, f"-{number}" if number else ""
+    beside = checkpoint.with_name(f"{checkpoint.name}{suffix}")
+    return train(starting_encoder(params, seed), prepared, params, seed, beside, f"train{suffix}")
 
 
 def starting_encoder(params: Params, seed: int) -> Encoder:
@@ -126,6 +118,17 @@ def run_live(learner: Learner, category: str, params: Params, name: str) -> Enco
             bar.show(step, values)
 
         return learner.run(listen)
+
+
+def train_network(learner: MapLearner, member: Trained, category: str, params: Params) -> Trained:
+    """Train the network of NSA, FPI or PII; the representation beside it, which for nsa-gde is the network's own.
+
+    Its progress is the network's, where the representation was not trained itself.
+    """
+    encoder, head, progress = member
+    run_live(learner, category, params, NETWORK if progress.step else "train")
+    encoder = learner.encoder if params.method == NSA_GDE else encoder
+    return encoder, head, progress if progress.step else learner.progress
 
 
 def network_learner(prepared: Prepared, params: Params, checkpoint: Path) -> MapLearner:

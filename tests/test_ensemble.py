@@ -59,7 +59,7 @@ def test_the_capsules_scores_are_the_members_means(workspace: Path) -> None:
 
 
 def fitted(encoders: dict[str, Encoder], prepared: Prepared, params: Params) -> Detector:
-    return fit_detector(choose(encoders, prepared, params), encoders, prepared, params, {})[0]
+    return fit_detector(choose(encoders, prepared, params), encoders, prepared, params, {}, refit=True)[0]
 
 
 def test_a_member_whose_training_did_not_help_is_left_out(workspace: Path) -> None:

@@ -14,7 +14,16 @@ from components.density import Covariance, GaussianDensity, GaussianScorer, Kern
 from components.detector import MapKind, arrange
 from components.errors import UserError
 from components.exam import extract, fold_numbers
-from components.fit import PRETRAINED, choose, fit_detector, fit_to_all, golden_images, load_heads, make_capsule
+from components.fit import (
+    PRETRAINED,
+    choose,
+    fit_detector,
+    fit_to_all,
+    golden_images,
+    learns_held_out,
+    load_heads,
+    make_capsule,
+)
 from components.head import projection_head, save_head
 from components.levelwise import LevelwiseScorer
 from components.params import BackboneParams, FitParams, Params, parse_params
@@ -76,7 +85,8 @@ def fitted(encoder: Encoder, prepared: Prepared, params: Params, folder: Path) -
     encoders = {PRETRAINED: encoder}
     heads = load_heads(folder, "bolt", params)
     choice = choose(encoders, prepared, params)
-    detector, calibration = fit_detector(choice, encoders, prepared, params, heads)
+    refit = learns_held_out(prepared, params)
+    detector, calibration = fit_detector(choice, encoders, prepared, params, heads, refit)
     capsule = make_capsule(detector, calibration, choice, prepared, params)
     save_capsule(capsule, golden_images(prepared), folder / "capsule")
     return load_capsule(folder / "capsule")
@@ -253,7 +263,8 @@ def test_a_held_out_image_is_scored_by_a_density_of_all_images_but_its_fold(
     encoder: Encoder, prepared: Prepared
 ) -> None:
     composition = replace(pooled(PRETRAINED, ("b3",)), covariance="ridge")
-    scorer, distances = fit_to_all(composition, encoder, prepared, folds=2)
+    scorers, found = fit_to_all([composition], {PRETRAINED: encoder}, prepared, folds=2)
+    scorer, distances = scorers[composition], found[composition]
     features = arrange(extract(encoder, prepared.images, np.arange(IMAGES), ("b3",)), composition)
     numbers = fold_numbers(len(prepared.held_out_rows), 2, prepared.seed)
     for row, fold, distance in zip(prepared.held_out_rows, numbers, distances, strict=True):

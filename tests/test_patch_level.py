@@ -122,11 +122,11 @@ def test_the_exam_can_choose_the_patch_network(workspace: Path) -> None:
     prepared = load_prepared(Places("widget").prepared)
     encoders = {"trained": starting_encoder(chosen, chosen.seed)}
     choice = fit.choose(encoders, prepared, chosen)
-    made, calibration = fit.fit_detector(choice, encoders, prepared, chosen, {})
+    made, calibration = fit.fit_detector(choice, encoders, prepared, chosen, {}, refit=True)
     assert all(c.receptive_field == 16 and c.stride == 4 for c in choice.map)
     folder = Path("capsule")
     save_capsule(fit.make_capsule(made, calibration, choice, prepared, chosen), fit.golden_images(prepared), folder)
     records = list_category(workspace / "data" / "tiny" / "widget").test
-    scored = evaluate.score_records(load_capsule(folder), records, chosen.limits.image_limits())
+    scored = evaluate.score_records(load_capsule(folder).detector, records, chosen.limits.image_limits())
     assert (auroc(scored.labels, scored.scores) or 0) > 0.9
     assert (pixel_auroc(scored.masks, scored.maps) or 0) > 0.9
