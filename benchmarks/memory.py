@@ -124,14 +124,15 @@ def score(params: Params) -> None:
     """Score every prepared image with a detector that was fitted to the first of them."""
     from components.backbone import build_encoder
     from components.compositions import candidates
-    from components.detector import Detector, Part, Scale, arrange
-    from components.exam import BATCH, extract
+    from components.detector import BATCH, Detector, Part, Scale, arrange
+    from components.feature_bank import FeatureBank
     from components.prepared import batches, load_prepared
 
-    images = load_prepared(Places(CATEGORY).prepared).images
+    prepared = load_prepared(Places(CATEGORY).prepared)
+    images = prepared.images
     encoder = build_encoder(params.backbone, params.seed)
     composition = candidates("pretrained", encoder, SIDE, len(images))[0]
-    features = extract(encoder, images, np.arange(DISTINCT), composition.levels)
+    features = FeatureBank("pretrained", encoder, prepared, [composition]).of(np.arange(DISTINCT))
     part = Part(composition, composition.scorer_of(arrange(features, composition)), Scale(0, 1), Scale(0, 1))
     detector = Detector({"pretrained": encoder}, [part], SIDE, 1.0)
     for rows in batches(np.arange(len(images)), BATCH):

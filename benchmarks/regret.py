@@ -17,16 +17,18 @@ import numpy as np
 from benchmarks.common import print_table, write_results
 from benchmarks.methods import CATEGORIES, make_params, working_in
 from components import synthesize, validate
-from components.backbone import Encoder, build_encoder
+from components.backbone import build_encoder
 from components.compositions import for_maps
 from components.dataset import list_category
 from components.detector import Composition, Detector, Part, Scale
 from components.evaluate import score_records
-from components.fit import PRETRAINED, SIGMA, choose_compositions, learned
+from components.feature_bank import FeatureBank
+from components.fit import SIGMA, choose_compositions, learned, make_banks
+from components.methods import PRETRAINED
 from components.metrics import auroc, pixel_auroc
 from components.params import Params
 from components.places import Places
-from components.prepared import Prepared, load_prepared
+from components.prepared import load_prepared
 from components.runtime import use_threads
 
 FIGURES = {"image": "image AUROC", "map": "pixel AUROC"}
@@ -62,23 +64,24 @@ def measure(category: str, params: Params) -> list[dict[str, Any]]:
         validate.main(category, params)
         synthesize.main(category, params)
     prepared, encoder = load_prepared(places.prepared), build_encoder(params.backbone, params.seed)
-    choice = choose_compositions(PRETRAINED, encoder, prepared, params)
+    bank = make_banks({PRETRAINED: encoder}, prepared, params)[PRETRAINED]
+    choice = choose_compositions(bank, params)
     family = [mark.composition for mark in choice.marks]
     maps = [for_maps(composition) for composition in family if composition.is_dense]
-    figures = {c: test_figures(c, encoder, prepared, params) for c in dict.fromkeys([*family, *maps])}
+    figures = {c: test_figures(c, bank, params) for c in dict.fromkeys([*family, *maps])}
     return [
         row(category, "image", choice.image, {c: figures[c][0] for c in family}),
         row(category, "map", choice.map, {c: figures[c][1] for c in maps}),
     ]
 
 
-def test_figures(composition: Composition, encoder: Encoder, prepared: Prepared, params: Params) -> tuple[float, float]:
+def test_figures(composition: Composition, bank: FeatureBank, params: Params) -> tuple[float, float]:
     """Image and pixel AUROC on the test images of one composition that has learned all good images."""
-    rows = np.arange(len(prepared.images))
-    scorer = composition.scorer_of(np.concatenate(learned(composition, encoder, prepared, rows)))
+    features = learned(composition, bank, np.arange(len(bank.prepared.images)))
+    scorer = composition.scorer_of(features.reshape(-1, *features.shape[2:]))
     part = Part(composition, scorer, NO_SCALE, NO_SCALE, for_map=composition.is_dense)
-    detector = Detector({composition.encoder: encoder}, [part], params.image.size, SIGMA * params.image.size / 256)
-    records = list_category(Path(params.data.root) / prepared.category).test
+    detector = Detector({bank.name: bank.encoder}, [part], params.image.size, SIGMA * params.image.size / 256)
+    records = list_category(Path(params.data.root) / bank.prepared.category).test
     scored = score_records(detector, records, params.limits.image_limits())
     truth = scored.has_truth
     return auroc(scored.labels, scored.scores) or 0.0, pixel_auroc(scored.masks[truth], scored.maps[truth]) or 0.0

@@ -134,8 +134,8 @@ def summed(composition: Composition, encoder: Encoder) -> Composition:
 
 def for_maps(composition: Composition) -> Composition:
     """The composition as it serves for the anomaly map."""
-    is_low_rank = composition.is_dense and composition.covariance == "low-rank"
-    return replace(composition, rank=min(composition.rank, MAP_RANK)) if is_low_rank else composition
+    narrows = composition.is_dense and composition.covariance == "low-rank"
+    return replace(composition, rank=min(composition.rank, MAP_RANK)) if narrows else composition
 
 
 def pooled(name: str, levels: tuple[str, ...]) -> Composition:

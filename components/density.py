@@ -14,7 +14,7 @@ Chan, Golub and LeVeque (1979), here carried to the fourth order.
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, Self, TypeVar, get_args
 
 import numpy as np
@@ -462,6 +462,14 @@ class GaussianScorer:
         rest = d - np.matmul(z, directions.swapaxes(-1, -2))
         inside = self.low_rank.inside[groups][..., None, :]  # (…, 1, k)
         return np.sqrt((z * z * inside).sum(axis=-1) + np.vecdot(rest, rest) * self.low_rank.outside)
+
+    def narrowed(self, rank: int) -> "GaussianScorer":
+        """The scorer of the same low-rank density with this rank, where it is lower; else this one."""
+        if self.low_rank is None or rank >= self.low_rank.inside.shape[-1]:
+            return self
+        directions = np.ascontiguousarray(self.whitening[..., -rank:])  # the leading ones are last
+        inside = np.ascontiguousarray(self.low_rank.inside[..., -rank:])
+        return GaussianScorer(self.layout, self.mean, directions, replace(self.low_rank, inside=inside))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What `from_arrays` takes: "mean" (1 or L, D), and "whitening" (1 or L, D (D + 1) / 2), upper triangles row by

@@ -99,6 +99,20 @@ class Composition:
         """Whether its distances are a map themselves."""
         return self.layout != "image"
 
+    @property
+    def merges_quickly(self) -> bool:
+        """Whether densities of parts of the images are merged sooner than one is fitted to all of them."""
+        return self.estimator == "gaussian" and not self.widths and self.layout == "shared"
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether it has one Gaussian of low rank, whose leading directions are those of a lower rank too."""
+        return self.estimator == "gaussian" and not self.widths and self.covariance == "low-rank"
+
+    def narrowed(self, scorer: Scorer) -> Scorer:
+        """This composition's scorer, from that of one which differs in having a higher rank."""
+        return scorer.narrowed(self.rank) if self.is_low_rank and isinstance(scorer, GaussianScorer) else scorer
+
     def density(self) -> Density:
         """An empty density of this composition's kind."""
         if self.widths:

@@ -5,23 +5,16 @@ composition's mark is the mean over the kinds of samples of the AUROC (image or 
 kind alone misleads, the mean over kinds ranks compositions nearly as test labels do.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from components.backbone import Encoder
-from components.copies import copies_of
-from components.density import Scorer
-from components.detector import Composition, CopyKind, arrange, as_tensor, gaussian_blur, grown, image_scores
-from components.draws import SampleKeys
+from components.density import GaussianDensity, Scorer
+from components.detector import Composition, CopyKind, arrange, gaussian_blur, grown, image_scores
+from components.feature_bank import FeatureBank, Features
 from components.metrics import auroc, pixel_auroc
-from components.prepared import Prepared, batches
 
-Features = dict[str, Tensor]
-BATCH = 16
 PIXELS = 64
 MOST_FITTED = 400
 POOLED_MARGIN = 0.03
@@ -68,84 +61,39 @@ class Mark:
     pixel_by_kind: Mapping[str, float]
 
 
-@torch.inference_mode()
-def extract(encoder: Encoder, images: np.ndarray, rows: np.ndarray, levels: Sequence[str]) -> Features:
-    """Features of `images[rows]` (uint8 (N, S, S, 3), may be mapped from disk), batch by batch, on the CPU."""
-    pieces = [
-        encoder.features(as_tensor(np.ascontiguousarray(images[piece])), levels) for piece in batches(rows, BATCH)
-    ]
-    return {level: torch.cat([piece[level].cpu() for piece in pieces]) for level in levels}
-
-
 def fold_numbers(count: int, folds: int, seed: int) -> np.ndarray:
     """Assign each of `count` images to one of at most `folds` folds of nearly equal size; (count,) int64."""
     order = np.random.default_rng(seed).permutation(count)
     return order % min(folds, count)
 
 
-def held_out_paper(encoder: Encoder, prepared: Prepared, levels: Sequence[str]) -> ExamPaper:
+def held_out_paper(bank: FeatureBank) -> ExamPaper:
     """The exam of the held-out images, for densities fitted to the others."""
-    return _paper(encoder, prepared, levels, prepared.held_out[prepared.exam_source], np.zeros)
+    return _paper(bank, bank.prepared.held_out[bank.prepared.exam_source], np.zeros)
 
 
 def cross_paper(
-    encoder: Encoder,
-    prepared: Prepared,
-    levels: Sequence[str],
-    folds: int,
-    seed: int,
-    copies: int = 0,
-    copy_kind: CopyKind = "geometric",
+    bank: FeatureBank, folds: int, seed: int, copies: int = 0, copy_kind: CopyKind = "geometric"
 ) -> ExamPaper:
     """The exam of the images to learn from, each to be scored by densities of the other folds and of their copies."""
+    prepared = bank.prepared
     chosen = ~prepared.held_out[prepared.exam_source]
-    paper = _paper(encoder, prepared, levels, chosen, lambda n: fold_numbers(n, folds, seed))
+    paper = _paper(bank, chosen, lambda n: fold_numbers(n, folds, seed))
     others = np.setdiff1d(prepared.fit_rows, prepared.exam_source)[: max(0, MOST_FITTED - int(chosen.sum()))]
     if len(others):
-        paper = replace(paper, more=extract(encoder, prepared.images, others, levels))
+        paper = replace(paper, more=bank.of(others))
     if copies:
         rows = np.concatenate([prepared.exam_source[chosen], others])
-        paper = replace(paper, copies=extract_copies(encoder, prepared, rows, levels, copies, seed, copy_kind))
+        paper = replace(paper, copies=bank.of_copies(rows, copies, copy_kind))
     return paper
 
 
-@torch.inference_mode()
-def extract_copies(
-    encoder: Encoder,
-    prepared: Prepared,
-    rows: np.ndarray,
-    levels: Sequence[str],
-    copies: int,
-    seed: int,
-    kind: CopyKind = "geometric",
-) -> Features:
-    """Features of `copies` copies of the good images `rows`, all first copies first."""
-    pieces: list[Features] = []
-    for piece in batches(rows, BATCH):
-        images = as_tensor(np.ascontiguousarray(prepared.images[piece]))
-        made = copies_of(images, SampleKeys.of(seed, prepared.category, 0, piece), copies, kind)
-        pieces.append({level: value.cpu() for level, value in encoder.features(made, levels).items()})
-    return {
-        level: torch.cat([piece[level].unflatten(0, (copies, -1)) for piece in pieces], dim=1).flatten(0, 1)
-        for level in levels
-    }
-
-
-def _paper(
-    encoder: Encoder,
-    prepared: Prepared,
-    levels: Sequence[str],
-    chosen: np.ndarray,
-    folds: Callable[[int], np.ndarray],
-) -> ExamPaper:
+def _paper(bank: FeatureBank, chosen: np.ndarray, folds: Callable[[int], np.ndarray]) -> ExamPaper:
     """Features and masks of the `chosen` (M,) bool of the images that can sit the exam."""
-    rows = np.flatnonzero(chosen)
+    rows, prepared = np.flatnonzero(chosen), bank.prepared
     return ExamPaper(
-        good=extract(encoder, prepared.images, prepared.exam_source[rows], levels),
-        samples={
-            kind: extract(encoder, images, rows, levels)
-            for kind, images in zip(prepared.exam_kinds, prepared.exam_images, strict=True)
-        },
+        good=bank.of(prepared.exam_source[rows]),
+        samples={kind: bank.of_samples(number, rows) for number, kind in enumerate(prepared.exam_kinds)},
         masks={
             kind: np.asarray(masks[rows]) for kind, masks in zip(prepared.exam_kinds, prepared.exam_masks, strict=True)
         },
@@ -157,28 +105,42 @@ def cross_examine(composition: Composition, paper: ExamPaper) -> Mark:
     """Mark a composition by cross-fitting: each fold is scored by the density of the other folds' good images."""
     good = arrange(paper.good, composition)
     samples = {kind: arrange(features, composition) for kind, features in paper.samples.items()}
-    learned, folds = good, paper.folds
-    if paper.more:
-        learned = np.concatenate([good, arrange(paper.more, composition)])
-        folds = np.append(folds, np.full(len(learned) - len(good), -1))
-    copies = _copies_of(composition, paper, len(learned))
+    features, folds = _learned(composition, paper, good)
     distances = {kind: np.empty(values.shape[:-1], np.float32) for kind, values in samples.items()}
     good_distances = np.empty(good.shape[:-1], np.float32)
-    for k in range(int(paper.folds.max()) + 1):
+    for k, scorer in fold_scorers(composition, features, folds):
         rows = paper.folds == k
-        scorer = composition.scorer_of(np.concatenate([learned[folds != k], *(copy[folds != k] for copy in copies)]))
         good_distances[rows] = scorer.score(good[rows])
         for kind, values in samples.items():
             distances[kind][rows] = scorer.score(values[rows])
     return mark(composition, good_distances, distances, paper.masks)
 
 
-def _copies_of(composition: Composition, paper: ExamPaper, count: int) -> Sequence[np.ndarray]:
-    """The first, second, … copies of all images that a density learns from; none where it takes none."""
+def fold_scorers(composition: Composition, features: np.ndarray, folds: np.ndarray) -> Iterator[tuple[int, Scorer]]:
+    """For each fold its number, and the scorer fitted to all images but those of that fold, and to their copies.
+
+    features: (1 + copies, N, …). folds: (N,) the fold of each image; −1 for those in none, which are always learned.
+    """
+    vector, numbers = features.shape[2:], range(int(folds.max()) + 1)
+    if not composition.merges_quickly:
+        for k in numbers:
+            yield k, composition.scorer_of(features[:, folds != k].reshape(-1, *vector))
+        return
+    pieces = {int(k): composition.density().fit(features[:, folds == k].reshape(-1, *vector)) for k in np.unique(folds)}
+    for k in numbers:
+        yield k, GaussianDensity.merge([piece for own, piece in pieces.items() if own != k]).scorer()
+
+
+def _learned(composition: Composition, paper: ExamPaper, good: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Features (1 + copies, N, …) that a density may learn from, and the fold (N,) of each image, −1 for `more`."""
+    own, folds = good, paper.folds
+    if paper.more:
+        own = np.concatenate([good, arrange(paper.more, composition)])
+        folds = np.append(folds, np.full(len(own) - len(good), -1))
     if not composition.copies or paper.copies is None:
-        return ()
-    arranged = arrange(paper.copies, composition)
-    return tuple(arranged.reshape(-1, count, *arranged.shape[1:])[: composition.copies])
+        return own[None], folds
+    copies = arrange(paper.copies, composition).reshape(-1, *own.shape)[: composition.copies]
+    return np.concatenate([own[None], copies]), folds
 
 
 def examine(composition: Composition, scorer: Scorer, paper: ExamPaper) -> Mark:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from components.backbone import Encoder, build_encoder, load_encoder
@@ -17,6 +16,7 @@ from components.compositions import candidates, for_maps
 from components.conformal import guarantee, split_conformal_threshold
 from components.density import Scorer
 from components.detector import (
+    BATCH,
     Composition,
     Detector,
     Part,
@@ -25,26 +25,24 @@ from components.detector import (
     arrange,
     as_tensor,
     image_scores,
-    levels_of,
 )
 from components.errors import UserError
 from components.exam import (
-    BATCH,
     Mark,
     best,
     cross_examine,
     cross_paper,
     examine,
-    extract,
-    extract_copies,
     fold_numbers,
+    fold_scorers,
     held_out_paper,
     weighed,
 )
+from components.feature_bank import FeatureBank, few_images
 from components.files import read_json
 from components.head import FILE as HEAD_FILE
 from components.head import load_head
-from components.methods import NSA_GDE, encoder_method
+from components.methods import NSA_GDE, PRETRAINED, TRAINED, encoder_method
 from components.network_fit import Baseline, open_network, with_network
 from components.nsa_settings import load_nsa_params
 from components.params import Params
@@ -54,7 +52,6 @@ from components.runtime import use_threads
 from components.stage import run_stage
 from components.views import view_of
 
-PRETRAINED, TRAINED = "pretrained", "trained"
 # What the capsule says it was made with: no more than this stage's params in dvc.yaml, or its bytes would grow stale.
 MAKING = (
     "method",
@@ -71,7 +68,7 @@ MAKING = (
     "threshold",
 )
 GOLDEN = 4
-HELD_MOST = 1000  # good images whose features are held in memory: half a GiB at 256 px
+Banks = Mapping[str, FeatureBank]
 SIGMA = 2.0  # of the receptive field's Gaussian, in 1/256 of the image's side
 
 
@@ -108,13 +105,14 @@ def main(category: str, params: Params) -> None:
     prepared = load_prepared(places.prepared)
     encoders = load_encoders(places.encoder, params)
     heads = load_heads(places.encoder, category, params)
-    choice = choose({name: encoders[name] for name in heads} or encoders, prepared, params)
+    banks = make_banks({name: encoders[name] for name in heads} or encoders, prepared, params)
+    choice = choose(banks, params)
     say_if_training_did_not_help(category, choice)
     refit = learns_held_out(prepared, params)
-    detector, calibration = fit_detector(choice, encoders, prepared, params, heads, refit)
+    detector, calibration = fit_detector(choice, banks, prepared, params, heads, refit)
     selection: dict[str, Any] = {}
     if network := open_network(places.encoder, params):
-        unseen = fit_detector(choice, encoders, prepared, params, heads, refit=False)[0] if refit else detector
+        unseen = fit_detector(choice, banks, prepared, params, heads, refit=False)[0] if refit else detector
         view = view_of(params.network, load_nsa_params(places.prepared)[1]["kind"], category)
         baseline = Baseline(choice.encoder, detector, calibration, unseen)
         detector, calibration, selection = with_network(baseline, network, prepared, params, view)
@@ -150,18 +148,27 @@ def load_heads(folder: Path, category: str, params: Params) -> dict[str, nn.Sequ
     return {name: load_head(own) for name, own in folders.items()}
 
 
-def choose(encoders: Mapping[str, Encoder], prepared: Prepared, params: Params) -> Choice:
+def make_banks(encoders: Mapping[str, Encoder], prepared: Prepared, params: Params) -> dict[str, FeatureBank]:
+    """A bank for each encoder, of the features that its candidates need."""
+    count = len(prepared.fit_rows)
+    return {
+        name: FeatureBank(name, encoder, prepared, candidates(name, encoder, params.image.size, count, params.fit))
+        for name, encoder in encoders.items()
+    }
+
+
+def choose(banks: Banks, params: Params) -> Choice:
     """Choose compositions by cross-fitting, before training and after it, then one of the two by the held-out images.
 
     A trained encoder has seen the images it learned from, so only held-out ones can say whether it is better; it must
     be so by more than `fit.margin`. The members of an ensemble all take the compositions that suit the first.
     """
-    first = [name for name in encoders if name in (PRETRAINED, TRAINED)]
-    members = [name for name in encoders if name not in first]
-    choices = [choose_compositions(name, encoders[name], prepared, params) for name in first]
+    first = [name for name in banks if name in (PRETRAINED, TRAINED)]
+    members = [name for name in banks if name not in first]
+    choices = [choose_compositions(banks[name], params) for name in first]
     choices = [with_members(choice, members) if choice.encoder == TRAINED else choice for choice in choices]
     marks = tuple(mark for choice in choices for mark in choice.marks)
-    held_out = {choice.encoder: held_out_mark(encoders, choice.image, prepared) for choice in choices}
+    held_out = {choice.encoder: held_out_mark(banks, choice.image) for choice in choices}
     winner = choices[0]
     for other in choices[1:]:
         if held_out[other.encoder] > held_out[winner.encoder] + params.fit.margin:
@@ -178,82 +185,64 @@ def with_members(choice: Choice, members: Sequence[str]) -> Choice:
     return replace(choice, image=image, map=maps)
 
 
-def choose_compositions(name: str, encoder: Encoder, prepared: Prepared, params: Params) -> Choice:
+def choose_compositions(bank: FeatureBank, params: Params) -> Choice:
     """The best compositions of one encoder for the image score and for the map, by the cross-fitted exam."""
-    family = candidates(name, encoder, params.image.size, len(prepared.fit_rows), params.fit)
+    count = len(bank.prepared.fit_rows)
+    family = candidates(bank.name, bank.encoder, params.image.size, count, params.fit)
     most = max(family, key=lambda composition: composition.copies)
-    levels, folds = levels_of(name, family), params.fit.folds
-    paper = cross_paper(encoder, prepared, levels, folds, params.seed, most.copies, most.copy_kind)
+    paper = cross_paper(bank, params.fit.folds, params.seed, most.copies, most.copy_kind)
     marks = tuple(weighed([cross_examine(composition, paper) for composition in family]))
     by_image, by_pixel = (tuple(best(marks, params.fit.best, by=by)) for by in ("image", "pixel"))
     maps = tuple(for_maps(c) for c in by_pixel) or tuple(c for c in by_image if c.map != "dense")
     return Choice(by_image, maps, marks, {})
 
 
-def held_out_mark(encoders: Mapping[str, Encoder], compositions: Sequence[Composition], prepared: Prepared) -> float:
+def held_out_mark(banks: Banks, compositions: Sequence[Composition]) -> float:
     """Mean image mark on held-out images of compositions fitted to all others."""
-    scorers = fit_scorers(compositions, encoders, prepared)
-    papers = {
-        name: held_out_paper(encoders[name], prepared, levels_of(name, compositions))
-        for name in dict.fromkeys(c.encoder for c in compositions)
-    }
+    scorers = fit_scorers(compositions, banks)
+    papers = {name: held_out_paper(banks[name]) for name in dict.fromkeys(c.encoder for c in compositions)}
     return float(np.mean([examine(c, scorers[c], papers[c.encoder]).image for c in compositions]))
 
 
-def fit_scorers(
-    compositions: Sequence[Composition], encoders: Mapping[str, Encoder], prepared: Prepared
-) -> dict[Composition, Scorer]:
-    """Fit each composition's Gaussian to the images to learn from, the quicker way where they are few."""
-    if not few_images(prepared):
-        return fit_densities(compositions, encoders, prepared)
-    return {
-        c: c.scorer_of(np.concatenate(learned(c, encoders[c.encoder], prepared, prepared.fit_rows)))
-        for c in compositions
-    }
+def fit_scorers(compositions: Sequence[Composition], banks: Banks) -> dict[Composition, Scorer]:
+    """Fit each composition's density to the images to learn from, the quicker way where they are few."""
+    if not all(banks[c.encoder].keeps for c in compositions):
+        return fit_densities(compositions, banks)
+    scorers = {}
+    for c in compositions:
+        bank = banks[c.encoder]
+        features = learned(c, bank, bank.prepared.fit_rows)
+        scorers[c] = c.scorer_of(features.reshape(-1, *features.shape[2:]))
+    return scorers
 
 
-def few_images(prepared: Prepared) -> bool:
-    """Whether the features of all good images may be held in memory."""
-    return len(prepared.held_out) <= HELD_MOST
-
-
-@torch.inference_mode()
-def learned(composition: Composition, encoder: Encoder, prepared: Prepared, rows: np.ndarray) -> list[np.ndarray]:
-    """Arranged features of good images `rows`, then of their first, second, … copies where it learns from copies."""
-    own = arrange(extract(encoder, prepared.images, rows, composition.levels), composition)
+def learned(composition: Composition, bank: FeatureBank, rows: np.ndarray) -> np.ndarray:
+    """Arranged features (1 + copies, n, …) of good images `rows`, and of their copies where it learns from copies."""
+    own = arrange(bank.of(rows), composition)
     if not composition.copies:
-        return [own]
-    return [own, *copies_of_rows(composition, encoder, prepared, rows).reshape(composition.copies, *own.shape)]
+        return own[None]
+    copies = arrange(bank.of_copies(rows, composition.copies, composition.copy_kind), composition)
+    return np.concatenate([own[None], copies.reshape(-1, *own.shape)])
 
 
-def copies_of_rows(composition: Composition, encoder: Encoder, prepared: Prepared, rows: np.ndarray) -> np.ndarray:
-    """Arranged features of the copies of good images `rows`, all first copies first."""
-    kind, seed = composition.copy_kind, prepared.seed
-    features = extract_copies(encoder, prepared, rows, composition.levels, composition.copies, seed, kind)
-    return arrange(features, composition)
-
-
-@torch.inference_mode()
-def fit_densities(
-    compositions: Sequence[Composition], encoders: Mapping[str, Encoder], prepared: Prepared
-) -> dict[Composition, Scorer]:
+def fit_densities(compositions: Sequence[Composition], banks: Banks) -> dict[Composition, Scorer]:
     """Fit each composition's density to the images to learn from; memory is bounded by a batch, not their number."""
     densities = {composition: composition.density() for composition in compositions}
-    for rows in batches(prepared.fit_rows, BATCH):
-        images = as_tensor(np.ascontiguousarray(prepared.images[rows]))
-        for name, encoder in encoders.items():
-            own = [composition for composition in compositions if composition.encoder == name]
-            features = encoder.features(images, levels_of(name, own)) if own else {}
+    for bank in banks.values():
+        own = [composition for composition in compositions if composition.encoder == bank.name]
+        for rows in batches(bank.prepared.fit_rows, BATCH) if own else ():
+            features = bank.of(rows)
             for composition in own:
                 densities[composition].add(arrange(features, composition))
                 if composition.copies:
-                    densities[composition].add(copies_of_rows(composition, encoder, prepared, rows))
+                    copies = bank.of_copies(rows, composition.copies, composition.copy_kind)
+                    densities[composition].add(arrange(copies, composition))
     return {composition: density.scorer() for composition, density in densities.items()}
 
 
 def fit_detector(
     choice: Choice,
-    encoders: Mapping[str, Encoder],
+    banks: Banks,
     prepared: Prepared,
     params: Params,
     heads: Mapping[str, nn.Sequential],
@@ -264,13 +253,13 @@ def fit_detector(
     refit: whether densities learn the held-out images in the end, which are then scored by cross-fitting. Each
     composition is brought to the scale of its own scores on held-out good images.
     """
-    needed = {c.encoder: encoders[c.encoder] for c in choice.all}
     if refit:
-        scorers, distances = fit_to_all(choice.all, needed, prepared, params.fit.folds)
+        scorers, distances = fit_to_all(choice.all, banks, prepared, params.fit.folds)
     else:
-        scorers = fit_scorers(choice.all, needed, prepared)
-        distances = held_out_distances(scorers, needed, prepared)
-    activations = held_out_activations({c: scorers[c] for c in choice.map}, needed, heads, prepared)
+        scorers = fit_scorers(choice.all, banks)
+        distances = held_out_distances(scorers, banks, prepared)
+    encoders = {name: banks[name].encoder for name in dict.fromkeys(c.encoder for c in choice.all)}
+    activations = held_out_activations({c: scorers[c] for c in choice.map}, encoders, heads, prepared)
     parts = [
         Part(
             composition,
@@ -282,7 +271,7 @@ def fit_detector(
         )
         for composition, values in distances.items()
     ]
-    detector = Detector(needed, parts, params.image.size, SIGMA * params.image.size / 256, heads)
+    detector = Detector(encoders, parts, params.image.size, SIGMA * params.image.size / 256, heads)
     return detector, calibration_scores(parts, distances)
 
 
@@ -292,53 +281,53 @@ def learns_held_out(prepared: Prepared, params: Params) -> bool:
 
 
 def fit_to_all(
-    compositions: Sequence[Composition], encoders: Mapping[str, Encoder], prepared: Prepared, folds: int
+    compositions: Sequence[Composition], banks: Banks, prepared: Prepared, folds: int
 ) -> tuple[dict[Composition, Scorer], dict[Composition, np.ndarray]]:
-    """Scorers that have learned all good images, and cross-fitted distances (n,) or (n, L) of the held-out ones.
-
-    Features are made once for compositions that differ in rank only, as those for the image score and for the map do.
-    """
+    """Scorers that have learned all good images, and cross-fitted distances (n,) or (n, L) of the held-out ones."""
     rows = np.concatenate([prepared.fit_rows, prepared.held_out_rows])
     held_out = fold_numbers(len(prepared.held_out_rows), folds, prepared.seed)
     numbers = np.concatenate([np.full(len(prepared.fit_rows), -1), held_out])
-    alike: dict[Composition, list[Composition]] = defaultdict(list)
-    for composition in compositions:
-        alike[replace(composition, rank=0)].append(composition)
     scorers, distances = {}, {}
-    for same in alike.values():
-        features = np.stack(learned(same[0], encoders[same[0].encoder], prepared, rows))  # (1 + copies, N, …)
-        for composition in same:
-            scorers[composition] = composition.scorer_of(features.reshape(-1, *features.shape[2:]))
-            distances[composition] = cross_fitted(composition, features, numbers)
+    for widest, alike in nested(compositions).items():
+        features = learned(widest, banks[widest.encoder], rows)
+        everything = widest.scorer_of(features.reshape(-1, *features.shape[2:]))
+        by_fold = dict(fold_scorers(widest, features, numbers))
+        for composition in alike:
+            scorers[composition] = composition.narrowed(everything)
+            own = {k: composition.narrowed(scorer) for k, scorer in by_fold.items()}
+            distances[composition] = cross_fitted(own, features[0], numbers)
     return scorers, {composition: distances[composition] for composition in compositions}
 
 
-def cross_fitted(composition: Composition, features: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """Distances (n,) or (n, L) of the images that are in a fold, by a density of all images but those of that fold.
+def nested(compositions: Sequence[Composition]) -> dict[Composition, list[Composition]]:
+    """Compositions by the one whose fit holds theirs: those that differ in rank alone have the same directions."""
+    alike: dict[Composition, list[Composition]] = defaultdict(list)
+    for composition in compositions:
+        alike[replace(composition, rank=0) if composition.is_low_rank else composition].append(composition)
+    return {max(same, key=lambda c: c.rank): same for same in alike.values()}
 
-    features: (1 + copies, N, …). folds: (N,) the fold of each image; −1 for those in none, which are always learned
-    (cross-conformal prediction: Vovk, "Cross-conformal predictors", 2015).
+
+def cross_fitted(scorers: Mapping[int, Scorer], features: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """Distances (n,) or (n, L) of the images that are in a fold, by the scorer that has not learned that fold.
+
+    features: (N, …). folds: (N,) the fold of each image; −1 for those in none (cross-conformal prediction: Vovk,
+    "Cross-conformal predictors", 2015).
     """
-    vector = features.shape[2:]
-    distances = np.empty((len(folds), *vector[:-1]), np.float32)
-    for k in range(int(folds.max()) + 1):
-        others = features[:, folds != k].reshape(-1, *vector)
-        distances[folds == k] = composition.scorer_of(others).score(features[0, folds == k])
+    distances = np.empty(features.shape[:-1], np.float32)
+    for k, scorer in scorers.items():
+        distances[folds == k] = scorer.score(features[folds == k])
     return distances[folds >= 0]
 
 
-@torch.inference_mode()
 def held_out_distances(
-    scorers: Mapping[Composition, Scorer], encoders: Mapping[str, Encoder], prepared: Prepared
+    scorers: Mapping[Composition, Scorer], banks: Banks, prepared: Prepared
 ) -> dict[Composition, np.ndarray]:
     """Distances (n,) or (n, L) of the held-out good images for each composition; memory is bounded by a batch."""
     found: dict[Composition, list[np.ndarray]] = {composition: [] for composition in scorers}
     for rows in batches(prepared.held_out_rows, BATCH):
-        images = as_tensor(np.ascontiguousarray(prepared.images[rows]))
-        for name, encoder in encoders.items():
-            features = encoder.features(images, levels_of(name, list(scorers)))
-            for composition in (c for c in scorers if c.encoder == name):
-                found[composition].append(scorers[composition].score(arrange(features, composition)))
+        features = {name: banks[name].of(rows) for name in dict.fromkeys(c.encoder for c in scorers)}
+        for composition, pieces in found.items():
+            pieces.append(scorers[composition].score(arrange(features[composition.encoder], composition)))
     return {composition: np.concatenate(pieces) for composition, pieces in found.items()}
 
 

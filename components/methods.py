@@ -3,6 +3,7 @@
 from components.nsa import Label
 from components.nsa import Method as Generator
 
+PRETRAINED, TRAINED = "pretrained", "trained"  # the representation before training and after it
 NETWORK = "network"  # the folder of the network, and its name beside those of the representations
 ENSEMBLE, HYBRID, NSA_GDE = "cutpaste-ensemble", "nsa-cutpaste", "nsa-gde"
 GENERATORS: dict[str, tuple[Generator, Label]] = {
@@ -35,4 +36,4 @@ def encoder_method(method: str) -> str:
     """The method by which the representation under the densities is trained, or "pretrained"."""
     if method in (ENSEMBLE, HYBRID):
         return "cutpaste-3way"
-    return "pretrained" if method in GENERATORS else method
+    return PRETRAINED if method in GENERATORS else method

@@ -10,19 +10,29 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from components.backbone import Encoder, build_encoder, build_patch_encoder, save_encoder
+from components.backbone import HEAD, Encoder, build_encoder, build_patch_encoder, save_encoder
 from components.checkpoint import drop_checkpoint
 from components.compositions import candidates, pooled
 from components.decoder import MapNetwork, save_network
 from components.detector import arrange
 from components.errors import UserError
-from components.exam import examine, extract, held_out_paper
+from components.exam import examine, held_out_paper
+from components.feature_bank import FeatureBank
 from components.files import new_directory, write_json, write_text
 from components.fingerprint import experiment_identity, open_category_run
 from components.head import save_head
 from components.learner import Learner, Progress
 from components.map_learner import MapLearner, MapTask
-from components.methods import ENSEMBLE, GENERATORS, NETWORK, NSA_GDE, encoder_method, serves_network, trains_network
+from components.methods import (
+    ENSEMBLE,
+    GENERATORS,
+    NETWORK,
+    NSA_GDE,
+    TRAINED,
+    encoder_method,
+    serves_network,
+    trains_network,
+)
 from components.network_exam import examine_network
 from components.nsa_settings import load_nsa_params
 from components.params import Params, TrainingParams
@@ -180,16 +190,11 @@ def say_if_it_did_not_help(category: str, progress: Progress) -> None:
 
 def exam_mark(encoder: Encoder, prepared: Prepared, params: Params) -> float:
     """Mean image mark, by held-out images and their samples, of the pooled feature and the first dense composition."""
-    first, head = (
-        candidates("trained", encoder, params.image.size, len(prepared.fit_rows))[0],
-        pooled("trained", ("head",)),
-    )
-    levels = sorted({*first.levels, *head.levels})
-    rows = prepared.fit_rows[: params.synthesis.exam_images]
-    good = extract(encoder, prepared.images, rows, levels)
-    paper = held_out_paper(encoder, prepared, levels)
-    marks = [examine(c, c.scorer_of(arrange(good, c)), paper).image for c in (first, head)]
-    return float(np.mean(marks))
+    family = candidates(TRAINED, encoder, params.image.size, len(prepared.fit_rows))
+    examined = (family[0], pooled(TRAINED, (HEAD,)))
+    bank = FeatureBank(TRAINED, encoder, prepared, examined)
+    good, paper = bank.of(prepared.fit_rows[: params.synthesis.exam_images]), held_out_paper(bank)
+    return float(np.mean([examine(c, c.scorer_of(arrange(good, c)), paper).image for c in examined]))
 
 
 def write_outputs(folder: Path, members: Sequence[Trained], params: Params, learner: MapLearner | None = None) -> None:

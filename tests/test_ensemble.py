@@ -8,7 +8,7 @@ from components import synthesize, train, validate
 from components.backbone import Encoder, build_encoder
 from components.detector import Detector
 from components.files import read_json
-from components.fit import choose, fit_detector, load_encoders, trained_folders
+from components.fit import choose, fit_detector, load_encoders, make_banks, trained_folders
 from components.params import Params, parse_params
 from components.places import Places
 from components.prepared import Prepared, load_prepared
@@ -59,7 +59,8 @@ def test_the_capsules_scores_are_the_members_means(workspace: Path) -> None:
 
 
 def fitted(encoders: dict[str, Encoder], prepared: Prepared, params: Params) -> Detector:
-    return fit_detector(choose(encoders, prepared, params), encoders, prepared, params, {}, refit=True)[0]
+    banks = make_banks(encoders, prepared, params)
+    return fit_detector(choose(banks, params), banks, prepared, params, {}, refit=True)[0]
 
 
 def test_a_member_whose_training_did_not_help_is_left_out(workspace: Path) -> None:

@@ -14,12 +14,12 @@ from components.exam import (
     cross_examine,
     cross_paper,
     examine,
-    extract,
     fold_numbers,
     held_out_paper,
     mark,
     weighed,
 )
+from components.feature_bank import FeatureBank
 from components.params import BackboneParams
 from components.prepared import Prepared
 
@@ -169,20 +169,11 @@ def prepared() -> Prepared:
     )
 
 
-def test_extract_gives_the_features_of_the_rows_asked_for(encoder: Encoder, prepared: Prepared) -> None:
-    rows = np.array([20, *range(17)])  # more than one batch, not in order
-    found = extract(encoder, prepared.images, rows, ("b1", "head"))
-    with torch.no_grad():
-        expected = encoder.features(as_tensor(prepared.images[rows]), ("b1", "head"))
-    assert list(found) == ["b1", "head"]
-    for level in found:
-        torch.testing.assert_close(found[level], expected[level], rtol=1e-4, atol=1e-5)
-
-
 def test_the_two_papers_part_the_images(encoder: Encoder, prepared: Prepared) -> None:
     """Source rows 0, 2, 4, …, 20; of them 0, 6, 12 and 18 are held out, at the places 0, 3, 6 and 9."""
-    held = held_out_paper(encoder, prepared, ("head",))
-    crossed = cross_paper(encoder, prepared, ("head",), folds=3, seed=0)
+    bank = FeatureBank("pretrained", encoder, prepared, [Composition("pretrained", ("head",), "image")])
+    held = held_out_paper(bank)
+    crossed = cross_paper(bank, folds=3, seed=0)
     places = {"held": [0, 3, 6, 9], "crossed": [1, 2, 4, 5, 7, 8, 10]}
     for paper, chosen in ((held, places["held"]), (crossed, places["crossed"])):
         with torch.no_grad():
@@ -199,7 +190,7 @@ def test_a_density_with_copies_learns_from_the_other_folds_and_their_copies_only
     encoder: Encoder, prepared: Prepared
 ) -> None:
     composition = Composition("pretrained", ("b1",), "location", 2, "ridge", 0.1, copies=2)
-    paper = cross_paper(encoder, prepared, ("b1",), folds=3, seed=0, copies=2)
+    paper = cross_paper(FeatureBank("pretrained", encoder, prepared, [composition]), folds=3, seed=0, copies=2)
     assert paper.more is not None and paper.copies is not None  # noqa: PT018
     good, more = arrange(paper.good, composition), arrange(paper.more, composition)
     everything = np.concatenate([good, more])

@@ -11,21 +11,23 @@ from components.backbone import Encoder, build_encoder
 from components.capsule import Capsule, load_capsule, save_capsule
 from components.compositions import candidates, pooled
 from components.density import Covariance, GaussianDensity, GaussianScorer, KernelScorer, Layout
-from components.detector import MapKind, arrange
+from components.detector import Composition, MapKind, arrange
 from components.errors import UserError
-from components.exam import extract, fold_numbers
+from components.exam import fold_numbers
+from components.feature_bank import FeatureBank
 from components.fit import (
-    PRETRAINED,
     choose,
     fit_detector,
     fit_to_all,
     golden_images,
     learns_held_out,
     load_heads,
+    make_banks,
     make_capsule,
 )
 from components.head import projection_head, save_head
 from components.levelwise import LevelwiseScorer
+from components.methods import PRETRAINED
 from components.params import BackboneParams, FitParams, Params, parse_params
 from components.prepared import Prepared
 from tests.project import TINY, Project, surface
@@ -82,11 +84,11 @@ def prepared() -> Prepared:
 
 def fitted(encoder: Encoder, prepared: Prepared, params: Params, folder: Path) -> Capsule:
     """A capsule as stage fit makes it, through its files and back."""
-    encoders = {PRETRAINED: encoder}
     heads = load_heads(folder, "bolt", params)
-    choice = choose(encoders, prepared, params)
+    banks = make_banks({PRETRAINED: encoder}, prepared, params)
+    choice = choose(banks, params)
     refit = learns_held_out(prepared, params)
-    detector, calibration = fit_detector(choice, encoders, prepared, params, heads, refit)
+    detector, calibration = fit_detector(choice, banks, prepared, params, heads, refit)
     capsule = make_capsule(detector, calibration, choice, prepared, params)
     save_capsule(capsule, golden_images(prepared), folder / "capsule")
     return load_capsule(folder / "capsule")
@@ -263,9 +265,10 @@ def test_a_held_out_image_is_scored_by_a_density_of_all_images_but_its_fold(
     encoder: Encoder, prepared: Prepared
 ) -> None:
     composition = replace(pooled(PRETRAINED, ("b3",)), covariance="ridge")
-    scorers, found = fit_to_all([composition], {PRETRAINED: encoder}, prepared, folds=2)
+    bank = FeatureBank(PRETRAINED, encoder, prepared, [composition])
+    scorers, found = fit_to_all([composition], {PRETRAINED: bank}, prepared, folds=2)
     scorer, distances = scorers[composition], found[composition]
-    features = arrange(extract(encoder, prepared.images, np.arange(IMAGES), ("b3",)), composition)
+    features = arrange(bank.of(np.arange(IMAGES)), composition)
     numbers = fold_numbers(len(prepared.held_out_rows), 2, prepared.seed)
     for row, fold, distance in zip(prepared.held_out_rows, numbers, distances, strict=True):
         others = np.delete(features, prepared.held_out_rows[numbers == fold], axis=0)
@@ -289,3 +292,19 @@ def test_without_refit_the_density_never_sees_a_held_out_image(
         for name, value in mine.scorer.arrays().items():
             np.testing.assert_array_equal(value, theirs.scorer.arrays()[name])
     assert "cross-fitted" not in one.selection["threshold_guarantee"]
+
+
+def test_compositions_that_differ_in_rank_alone_are_fitted_once_to_the_same_scores(
+    encoder: Encoder, prepared: Prepared
+) -> None:
+    wide = Composition(PRETRAINED, ("b3",), "location", grid=2, covariance="low-rank", rank=5)
+    narrow = replace(wide, rank=3)
+    bank = FeatureBank(PRETRAINED, encoder, prepared, [wide])
+    together, by_fold = fit_to_all([narrow, wide], {PRETRAINED: bank}, prepared, folds=2)
+    assert list(together) == list(by_fold) == [narrow, wide]
+    features = arrange(bank.of(np.arange(IMAGES)), wide)
+    for composition in (narrow, wide):
+        alone, alone_by_fold = fit_to_all([composition], {PRETRAINED: bank}, prepared, folds=2)
+        found, expected = together[composition].score(features), alone[composition].score(features)
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+        np.testing.assert_allclose(by_fold[composition], alone_by_fold[composition], rtol=1e-4)

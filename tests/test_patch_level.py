@@ -121,8 +121,9 @@ def test_the_exam_can_choose_the_patch_network(workspace: Path) -> None:
         stage.main("widget", chosen)
     prepared = load_prepared(Places("widget").prepared)
     encoders = {"trained": starting_encoder(chosen, chosen.seed)}
-    choice = fit.choose(encoders, prepared, chosen)
-    made, calibration = fit.fit_detector(choice, encoders, prepared, chosen, {}, refit=True)
+    banks = fit.make_banks(encoders, prepared, chosen)
+    choice = fit.choose(banks, chosen)
+    made, calibration = fit.fit_detector(choice, banks, prepared, chosen, {}, refit=True)
     assert all(c.receptive_field == 16 and c.stride == 4 for c in choice.map)
     folder = Path("capsule")
     save_capsule(fit.make_capsule(made, calibration, choice, prepared, chosen), fit.golden_images(prepared), folder)
