@@ -6,15 +6,18 @@ lock that would keep two workspaces from ingesting one prefix: run the ingest of
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import boto3
+import botocore.session
 from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
@@ -30,7 +33,13 @@ PARALLEL = 8  # requests under way at once
 DELETED_AT_ONCE = 1000  # S3's limit
 LARGE = 64 << 20  # bytes from which an object is read in parts
 COPIED_AT_ONCE = 5 << 30  # bytes that S3 copies in one request
-CONFIG = {"connect_timeout": 10, "read_timeout": 20, "max_pool_connections": 2 * PARALLEL}
+CHUNK = 1 << 20
+CONFIG: dict[str, Any] = {"connect_timeout": 10, "read_timeout": 20, "max_pool_connections": 2 * PARALLEL}
+# Of a small object botocore takes longer to handle the request than the image takes to decode. What it does for each
+# request and is not needed here is left out: checks of parameters that this module makes, a long name of the sender.
+LEAN: dict[str, Any] = {"parameter_validation": False, "user_agent": "flawline"}
+ETAG = re.compile("[0-9a-f]{32}(-[0-9]{1,5})?")  # an MD5, or one of parts' MD5s and their number
+NOT_IN_XML = re.compile("[\x00-\x1f\ufffe\uffff]")  # which the list of keys to delete would be written in
 Result = TypeVar("Result")
 
 
@@ -74,8 +83,8 @@ class S3Inbox:
     def fetch(self, category: str, entry: Entry, path: Path) -> None:
         """Copy an object to `path`, verified, or raise GoneError.
 
-        Verified are its length, its ETag where that is an MD5, the SHA-256 in its metadata where the sender put one
-        there, and what checksum S3 itself keeps (botocore does).
+        Verified are its length, its ETag where that is an MD5 or made of the MD5s of parts, the SHA-256 in its metadata
+        where the sender put one there, and what checksum S3 itself keeps (botocore does).
         """
         key = f"{self._inbox}{category}/{entry.key}"
         with _explained(self._url):
@@ -88,14 +97,10 @@ class S3Inbox:
         """
         prefix = f"{self._inbox}{category}/"
         with _explained(self._url), ThreadPoolExecutor(PARALLEL) as pool:
-            there = self._objects(prefix)
             placed = self._placed(moves)
-            todo = [move for move in moves if move.place not in placed]
-            list(pool.map(lambda move: self._place(prefix, move, _is_still(there, prefix, move)), todo))
+            list(pool.map(lambda move: self._place(prefix, move), [one for one in moves if one.place not in placed]))
             there = self._objects(prefix)
-            done = [f"{prefix}{move.entry.key}" for move in moves if _is_still(there, prefix, move)]
-            for start in range(0, len(done), DELETED_AT_ONCE):
-                self._delete(done[start : start + DELETED_AT_ONCE])
+            self._delete([f"{prefix}{move.entry.key}" for move in moves if _is_still(there, prefix, move)])
 
     def write(self, place: str, data: bytes) -> None:
         """Write a small object."""
@@ -142,21 +147,41 @@ class S3Inbox:
             return
         answer = self._get(key, IfMatch=f'"{entry.mark}"')
         data = answer["Body"].read()
-        _verify(key, entry, len(data), hashlib.md5(data, usedforsecurity=False).hexdigest(), answer)
+        _verify_length(key, entry, len(data), answer)
+        _verify_etag(key, entry, lambda: _etag_of(BytesIO(data), entry.mark, self._parts(key, entry)), answer)
         _verify_sha256(key, lambda: hashlib.sha256(data).hexdigest(), answer)
         path.write_bytes(data)
 
     def _fetch_large(self, key: str, entry: Entry, path: Path) -> None:
         """Read an object in ranges, several at once, into a file of its whole length."""
+        head = self._head(key, IfMatch=f'"{entry.mark}"')
         try:
-            head = self._client.head_object(Bucket=self.bucket, Key=key, IfMatch=f'"{entry.mark}"')
             self._client.download_file(self.bucket, key, str(path))
         except ClientError as error:
             raise _gone_or(error, key) from error
+        _verify_length(key, entry, path.stat().st_size, head)
         with path.open("rb") as file:
-            md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        _verify(key, entry, path.stat().st_size, md5, head)
+            _verify_etag(key, entry, lambda: _etag_of(file, entry.mark, self._parts(key, entry)), head)
         _verify_sha256(key, lambda: sha256_file(path), head)
+
+    def _parts(self, key: str, entry: Entry) -> list[int]:
+        """Bytes of each part that an object was uploaded in, as its ETag counts them; none where S3 does not tell."""
+        count = _parts_count(entry.mark)
+        if count is None:
+            return [entry.size]
+        sizes = []
+        for number in range(1, count + 1):
+            part = self._head(key, PartNumber=number, IfMatch=f'"{entry.mark}"')
+            if part.get("PartsCount") != count:
+                return []
+            sizes.append(int(part["ContentLength"]))
+        return sizes
+
+    def _head(self, key: str, **conditions: Any) -> Any:
+        try:
+            return self._client.head_object(Bucket=self.bucket, Key=key, **conditions)
+        except ClientError as error:
+            raise _gone_or(error, key) from error
 
     def _read(self, key: str) -> bytes:
         return bytes(self._get(key)["Body"].read())
@@ -175,29 +200,44 @@ class S3Inbox:
         }
         return {move.place for move in moves if found.get(self._root + move.place) == move.entry.size}
 
-    def _place(self, prefix: str, move: Move, is_there: bool) -> None:
-        if is_there:
-            try:
-                self._copy(f"{prefix}{move.entry.key}", move.place, move.entry.size, move.entry.mark)
+    def _place(self, prefix: str, move: Move) -> None:
+        """Bring an object to its place: by a copy within S3, or from what was read of it where it was replaced."""
+        key = f"{prefix}{move.entry.key}"
+        try:
+            copied = self._copy(key, move.place, move.entry.size, move.entry.mark)
+            # Not every S3 server heeds CopySourceIfMatch, and parts or encryption may give the copy another ETag.
+            if copied == move.entry.mark or _bare(self._head(key)["ETag"]) == move.entry.mark:
                 return
-            except GoneError:
-                pass
+            self._delete([self._root + move.place])
+        except GoneError:
+            pass
         if move.copy is not None:
             self._client.upload_file(str(move.copy), self.bucket, self._root + move.place)
 
-    def _copy(self, key: str, place: str, size: int, mark: str) -> None:
+    def _copy(self, key: str, place: str, size: int, mark: str) -> str:
+        """Copy an object within S3; the copy's ETag, empty where S3 does not say it."""
         source = {"Bucket": self.bucket, "Key": key}
         try:
             if size > COPIED_AT_ONCE:
                 self._client.copy(source, self.bucket, self._root + place)
-            else:
-                self._client.copy_object(
-                    CopySource=source, Bucket=self.bucket, Key=self._root + place, CopySourceIfMatch=f'"{mark}"'
-                )
+                return ""
+            answer = self._client.copy_object(
+                CopySource=source, Bucket=self.bucket, Key=self._root + place, CopySourceIfMatch=f'"{mark}"'
+            )
+            return _bare(answer.get("CopyObjectResult", {}).get("ETag", ""))
         except ClientError as error:
             raise _gone_or(error, key) from error
 
-    def _delete(self, keys: list[str]) -> None:
+    def _delete(self, keys: Sequence[str]) -> None:
+        """Delete objects, many at once where their keys can be listed in XML."""
+        plain = [key for key in keys if not NOT_IN_XML.search(key)]
+        for key in keys:
+            if NOT_IN_XML.search(key):
+                self._client.delete_object(Bucket=self.bucket, Key=key)
+        for start in range(0, len(plain), DELETED_AT_ONCE):
+            self._delete_together(plain[start : start + DELETED_AT_ONCE])
+
+    def _delete_together(self, keys: Sequence[str]) -> None:
         objects = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
         answer = self._client.delete_objects(Bucket=self.bucket, Delete=objects)
         if errors := answer.get("Errors"):
@@ -212,22 +252,57 @@ def _client(environment: tuple[tuple[str, str], ...]) -> Any:
     """A client for these keys and this endpoint, which boto3 reads itself; making one takes tenths of a second."""
     del environment
     retries: Any = {"mode": "standard", "total_max_attempts": 5}
-    config = Config(retries=retries, signature_version="s3v4", **CONFIG)
-    return boto3.Session().client("s3", config=config)  # the default session would keep the first keys that it saw
+    config = Config(retries=retries, signature_version="s3v4", **CONFIG, **LEAN)
+    core = botocore.session.get_session()  # a new one: boto3's default session would keep the first keys that it saw
+    times = core.get_component("response_parser_factory")
+    times.set_parser_defaults(timestamp_parser=str)  # each would take longer to read than all else of an answer
+    return boto3.Session(botocore_session=core).client("s3", config=config)
 
 
 class _CutShortError(Exception):
     """An object came otherwise than S3 says it is."""
 
 
-def _verify(key: str, entry: Entry, length: int, md5: str, answer: Any) -> None:
+def _verify_length(key: str, entry: Entry, length: int, answer: Any) -> None:
     if _bare(answer.get("ETag", entry.mark)) != entry.mark:  # not every S3 server heeds IfMatch
         raise GoneError(key)
     if length != entry.size:
         raise _CutShortError(f"{key} came with {length:,} of {entry.size:,} bytes")
-    is_md5 = len(entry.mark) == 32 and not str(answer.get("ServerSideEncryption", "")).startswith("aws:kms")
-    if is_md5 and entry.mark != md5 and "SSECustomerAlgorithm" not in answer:
+
+
+def _verify_etag(key: str, entry: Entry, computed: Callable[[], str], answer: Any) -> None:
+    """Compare the ETag with the content's, where S3 makes it of MD5s: not of what it encrypts with other keys."""
+    encrypted = str(answer.get("ServerSideEncryption", "")).startswith("aws:kms") or "SSECustomerAlgorithm" in answer
+    if ETAG.fullmatch(entry.mark) and not encrypted and computed() not in ("", entry.mark):
         raise _CutShortError(f"{key} came with another MD5 than its ETag")
+
+
+def _parts_count(etag: str) -> int | None:
+    """Of how many parts an ETag is made; None for an object that came in one piece."""
+    count = etag.partition("-")[2]
+    return int(count) if count else None
+
+
+def _etag_of(stream: BinaryIO, etag: str, parts: Sequence[int]) -> str:
+    """The ETag of such a form that S3 gives to content uploaded in parts of so many bytes; empty without parts.
+
+    Of content in one piece it is the MD5, of several the MD5 of their MD5s with their number.
+    """
+    digests = [_md5_of(stream, size) for size in parts]
+    if not digests:
+        return ""
+    count = _parts_count(etag)
+    if count is None:
+        return digests[0].hex()
+    return f"{hashlib.md5(b''.join(digests), usedforsecurity=False).hexdigest()}-{count}"
+
+
+def _md5_of(stream: BinaryIO, size: int) -> bytes:
+    digest = hashlib.md5(usedforsecurity=False)
+    while size > 0 and (chunk := stream.read(min(size, CHUNK))):
+        digest.update(chunk)
+        size -= len(chunk)
+    return digest.digest()
 
 
 def _verify_sha256(key: str, sha256: Callable[[], str], answer: Any) -> None:

@@ -1,4 +1,7 @@
-"""An HTTP proxy before a real server that fails as networks and servers do, as often as it is told to."""
+"""An HTTP proxy before a real server that fails as networks and servers do, as often as it is told to.
+
+It can also answer for an object as S3 does for one that was uploaded in parts, which the server behind it does not.
+"""
 
 import contextlib
 import http.client
@@ -9,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 Fault = Literal["500", "503", "reset", "cut", "slow", "garbled"]
 SLOW_CHUNKS = 4
@@ -27,6 +30,23 @@ class FaultyProxy:
         self._plan: tuple[Fault | None, str, int] = (None, "", 0)
         self._seen: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self._parts: dict[str, tuple[str, list[int]]] = {}  # by path: ETag and bytes of each part
+
+    def show_in_parts(self, path: str, etag: str, sizes: list[int]) -> None:
+        """From now on the object at this path has this ETag and parts of so many bytes."""
+        self._parts[path] = etag, sizes
+
+    def dressed(self, url: str, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The headers of an answer, for an object in parts with its ETag and what a question for one part is told."""
+        parts = urlsplit(url)
+        etag, sizes = self._parts.get(parts.path, ("", []))
+        if not etag:
+            return headers
+        own = {"ETag": f'"{etag}"'}
+        if number := parse_qs(parts.query).get("partNumber"):
+            own |= {"Content-Length": str(sizes[int(number[0]) - 1]), "x-amz-mp-parts-count": str(len(sizes))}
+        replaced = {name.lower() for name in own}
+        return [(name, value) for name, value in headers if name.lower() not in replaced] + list(own.items())
 
     def fail(self, fault: Fault | None, method: str = "GET", times: int = 1) -> None:
         """From now on each path fails `times` times for a method; None ends it."""
@@ -101,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
         data = answer.read()
         headers = [(name, value) for name, value in answer.getheaders() if name.lower() not in HOP_BY_HOP]
         connection.close()
-        self._answer(answer.status, headers, data, fault)
+        self._answer(answer.status, self.plan.dressed(self.path, headers), data, fault)
 
     def _answer(self, status: int, headers: list[tuple[str, str]], data: bytes, fault: Fault | None = None) -> None:
         self.send_response_only(status)

@@ -4,9 +4,12 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from components import inbox_s3
@@ -261,6 +264,69 @@ def test_a_large_object_comes_in_parts(s3: S3Server, tmp_path: Path, monkeypatch
     inbox.acknowledge("widget", [Move(entry, "accepted/widget/b/large.tif", tmp_path / "copy")])
     assert (s3.root / "bucket" / tmp_path.name / "accepted" / "widget" / "b" / "large.tif").read_bytes() == data
     assert inbox.entries("widget") == []
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["in one request", "in ranges"])
+@pytest.mark.parametrize("sizes", [[5000, 5000, 1234], [6000, 5234], [11234]], ids=["three", "two, uneven", "one"])
+def test_an_object_uploaded_in_parts_is_verified_by_their_md5s(
+    faulty: tuple[FaultyProxy, inbox_s3.S3Inbox], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool,
+    sizes: list[int],
+) -> None:  # fmt: skip
+    proxy, inbox = faulty
+    monkeypatch.setattr(inbox_s3, "LARGE", 1000 if large else 1 << 30)
+    data = os.urandom(sum(sizes))
+    path = f"/bucket/{tmp_path.name}/incoming/widget/parts.tif"
+    inbox._client.put_object(Bucket="bucket", Key=path.removeprefix("/bucket/"), Body=data)
+    ends = np.cumsum([0, *sizes])
+    md5s = [hashlib.md5(data[start:end]).digest() for start, end in pairwise(ends)]
+    etag = f"{hashlib.md5(b''.join(md5s)).hexdigest()}-{len(sizes)}"  # as S3 makes it
+    proxy.show_in_parts(path, etag, sizes)
+    entry = Entry("parts.tif", "file", len(data), etag, 0.0)
+    inbox.fetch("widget", entry, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == data
+
+    proxy.fail("garbled", "GET", times=1000)
+    with pytest.raises(UserError, match="another MD5 than its ETag"):
+        inbox.fetch("widget", entry, tmp_path / "copy2")
+
+
+def test_where_s3_does_not_tell_the_parts_their_etag_says_nothing(
+    faulty: tuple[FaultyProxy, inbox_s3.S3Inbox], tmp_path: Path
+) -> None:
+    proxy, inbox = faulty
+    entry = inbox.entries("widget")[0]
+    etag = f"{'0' * 32}-2"
+    proxy.show_in_parts(f"/bucket/{tmp_path.name}/incoming/widget/{entry.key}", etag, [4000])
+    inbox.fetch("widget", replace(entry, mark=etag), tmp_path / "copy")
+    assert (tmp_path / "copy").stat().st_size == 4000
+
+
+def test_objects_with_any_name_can_be_moved(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [
+        "a\x01b.png",
+        "a\nb.png",
+        "a\rb.png",
+        'a<b>&".png',
+        "a%2fb.png",
+        "a b+c.png",
+        "=cmd().png",
+        "\u202egnp.png",
+    ]
+    put(s3, tmp_path.name, dict.fromkeys(names, b"12345"))
+    inbox = s3_inbox(s3, monkeypatch, tmp_path.name)
+    entries = inbox.entries("widget")
+    assert {entry.key for entry in entries} == set(names)
+    inbox.acknowledge("widget", [Move(one, f"quarantine/widget/b/{n}.bin", None) for n, one in enumerate(entries)])
+    assert inbox.entries("widget") == []
+    assert len(inbox.places("quarantine/widget")) == len(names)
+
+
+def test_a_refused_object_that_was_replaced_stays_and_nothing_is_placed(inbox: Source, tmp_path: Path) -> None:
+    (entry, *_) = inbox.entries("widget")
+    replace_first(inbox, b"a newer shot")
+    inbox.acknowledge("widget", [Move(entry, "quarantine/widget/b/0.bin", None)])
+    assert inbox.places("quarantine") == []
+    assert inbox.entries("widget")[0].size == 12
 
 
 def test_more_than_a_thousand_objects_come_in_pages(
