@@ -13,7 +13,7 @@ from PIL import Image
 
 from components.arrival_names import Refusal, check_name
 from components.errors import UserError
-from components.image_end import foreign_content, is_archive
+from components.image_end import foreign_content, image_end, is_archive
 from components.images import FORMATS, ImageLimits, decode_image
 
 
@@ -59,6 +59,8 @@ def open_arrival(data: bytes, name: str, limits: ImageLimits) -> Opened | Refusa
         return refusal
     if foreign := foreign_content(data):
         return Refusal("foreign-content", f"holds {foreign}")
+    if _lacks_end(data, header.format):
+        return Refusal("undecodable", "is truncated: its end is missing")
     try:
         pixels = decode_image(data, name, limits)  # (H, W, 3)
     except UserError:
@@ -85,6 +87,12 @@ def _header(data: bytes) -> _Header | None:
         return _Header("", "", 1 << 31, 1 << 31, 1)
     except Exception:  # on a damaged file Pillow's readers fail with any exception
         return None
+
+
+def _lacks_end(data: bytes, format: str) -> bool:
+    """Whether the last bytes are missing: where they hold no pixels, decoders do not mind."""
+    end = image_end(data) if format in ("PNG", "BMP") else 0
+    return end is None or end > len(data)
 
 
 def _check_header(header: _Header, limits: ImageLimits) -> Refusal | None:

@@ -41,7 +41,7 @@ def foreign_content(data: bytes) -> str | None:
         return f"{len(data) - end:,} bytes behind the end of the image"
     if any(_is_zip_entry(data, place) for place in _places(data, ZIP_ENTRY)):
         return "a ZIP archive inside the image"
-    marks = (b"Rar!", b"7z\xbc\xaf", b"\xfd7zX", b"%PDF-")  # found many times faster than by the expression
+    marks = (b"Rar!", b"7z\xbc\xaf", b"7zXZ", b"%PDF-")  # found many times faster than by the expression
     if found := FOREIGN_TEXT.search(data) or (any(mark in data for mark in marks) and FOREIGN.search(data)):
         return f"content of another kind inside the image ({_letters(found.group()[:7])})"
     return None

@@ -216,6 +216,15 @@ def test_a_dangerous_file_is_refused(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", GOOD_FILES)
+@pytest.mark.parametrize("missing", [1, 2, 7, 12, 13, 40])
+def test_a_file_that_lacks_any_of_its_last_bytes_is_refused(case: str, missing: int) -> None:
+    data = GOOD_FILES[case]().rstrip(b"\0") if case == "padded PNG" else GOOD_FILES[case]()
+    refusal = open_arrival(data[:-missing], "a.png", LIMITS)
+    assert not isinstance(refusal, Opened)
+    assert refusal.code in ("undecodable", "not-an-image")
+
+
+@pytest.mark.parametrize("case", GOOD_FILES)
 def test_a_usual_image_passes_with_its_pixels(case: str) -> None:
     data = GOOD_FILES[case]()
     opened = open_arrival(data, "a.png", LIMITS)
