@@ -1,10 +1,11 @@
 """The flows that deployments run (prefect.yaml): take in new images; retrain one category, or whatever has new data."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
-from prefect import flow
+from prefect import flow, runtime
 
 from components.errors import UserError
 from flows.environment import enter_project
@@ -13,7 +14,7 @@ enter_project()  # a worker starts in the project's folder; settings come before
 
 from components.params import load_params  # noqa: E402
 from flows.ingest import ingest  # noqa: E402
-from flows.pending import find_pending  # noqa: E402
+from flows.pending import Pending, find_pending  # noqa: E402
 from flows.pipeline import retrain  # noqa: E402
 
 
@@ -24,13 +25,17 @@ def retrain_category(category: str) -> None:
 
 
 @flow(name="flawline-retrain-changed")
-def retrain_changed(min_images: int = 1, max_hours: float = 24.0) -> list[str]:
+def retrain_changed(min_images: int | None = None, max_hours: float | None = None) -> list[str]:
     """Retrain every category whose data changed; returns their names.
 
     min_images: how many images must have been added, removed or changed. max_hours: after so long fewer are enough.
+    `ingest.retrain_images` and `retrain_hours` of params.yaml where they are not given.
     """
+    enough = load_params().ingest
+    images = enough.retrain_images if min_images is None else min_images
+    hours = enough.retrain_hours if max_hours is None else max_hours
     now = datetime.now(UTC)
-    due = [one.category for one in find_pending() if one.is_due(min_images, max_hours, now)]
+    due = [one.category for one in find_pending() if one.is_due(images, hours, now)]
     if due:
         _retrain_all(due)
     return due
@@ -41,7 +46,7 @@ def retrain_arrived(category: str) -> bool:
     """Retrain a category of which a new version was committed, if enough is new to it; whether it was.
 
     How much is enough: `ingest.retrain_images` and `retrain_hours` of params.yaml. What is not due now is looked at
-    again when the next version comes, and by `retrain_changed`.
+    again when the next version comes, when it has waited for `retrain_hours`, and by `retrain_changed`.
     """
     enough = load_params().ingest
     now = datetime.now(UTC)
@@ -49,6 +54,8 @@ def retrain_arrived(category: str) -> bool:
     due = any(one.is_due(enough.retrain_images, enough.retrain_hours, now) for one in pending)
     if due:
         _retrain_all([category])
+    for one in [] if due else pending:
+        _look_again(one, enough.retrain_hours)
     return due
 
 
@@ -60,6 +67,23 @@ def ingest_arrived(source: str | None = None) -> list[dict[str, Any]]:
     if errors:
         raise UserError(" ".join(errors))
     return summaries
+
+
+def _look_again(pending: Pending, hours: float) -> None:
+    """Schedule this deployment for when the first of the new images will have waited for so long; once for each."""
+    from prefect.deployments import run_deployment
+
+    if pending.since is None or runtime.deployment.id is None:
+        return
+    at = pending.since + timedelta(hours=hours)
+    run_deployment(
+        UUID(runtime.deployment.id),
+        parameters={"category": pending.category},
+        scheduled_time=at,
+        idempotency_key=f"{pending.category} waits until {at.isoformat()}",
+        as_subflow=False,
+        timeout=0,  # it is for a worker to wait
+    )
 
 
 def _retrain_all(categories: Sequence[str]) -> None:

@@ -3,13 +3,16 @@
 import asyncio
 import importlib
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.project import REPOSITORY, Project
+from components.data_version import good_images
+from flows.versions import commit_folder, commit_images
+from tests.project import REPOSITORY, Project, new_images
 from tests.servers import prefect_server
 
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]
@@ -72,3 +75,40 @@ def test_a_worker_retrains_what_changed_and_its_failure_is_the_runs(served: Proj
     (run,) = [run for run in flow_runs(url) if run.deployment_id and not run.auto_scheduled]
     assert run.state_name == "Failed"
     assert "widget did not get a model" in (run.state.message or "")
+
+
+def learn(digest: str) -> None:
+    """Say that the last stage of "widget" was computed from this version of its data, as DVC does after a run."""
+    data = {"path": "data/tiny/widget", "hash": "md5", "md5": digest}
+    stage = {"cmd": "infra/stage evaluate widget", "deps": [data]}
+    Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"evaluate@widget": stage}}))
+
+
+def test_the_nightly_look_asks_params_yaml_how_much_is_enough(git_project: Project, tmp_path: Path) -> None:
+    from flows.schedule import retrain_changed
+
+    git_project.set_params({"data": {"categories": ["widget"]}, "ingest": {"retrain_images": 2, "retrain_hours": 5}})
+    learn(commit_folder("widget").digest)
+    assert retrain_changed.fn() == []
+    commit_images("widget", good_images(new_images(tmp_path, 1)))
+    assert retrain_changed.fn() == []
+
+
+@pytest.mark.slow
+def test_a_few_new_images_are_looked_at_again_when_they_have_waited_long_enough(
+    served: Project, tmp_path: Path
+) -> None:
+    learn(commit_folder("widget").digest)
+    commit_images("widget", good_images(new_images(tmp_path / "in", 2)))
+    served.set_params({"ingest": {"retrain_images": 10, "retrain_hours": 6}})
+    prefect(served, "work-pool", "create", "flawline", "--type", "process")
+    prefect(served, "deploy", "--name", "retrain-arrived")
+    for _ in range(2):
+        prefect(served, "deployment", "run", "flawline-retrain-arrived/retrain-arrived", "--param", "category=widget")
+        served.run("-m", "prefect", "worker", "start", "--pool", "flawline", "--run-once")
+    runs = flow_runs(served.environment["PREFECT_API_URL"])
+    waiting = [run for run in runs if run.state_name == "Scheduled"]
+    assert sorted(run.state_name for run in runs) == ["Completed", "Completed", "Scheduled"]
+    assert waiting[0].parameters == {"category": "widget"}
+    late = datetime.now(UTC) + timedelta(hours=6) - waiting[0].expected_start_time
+    assert timedelta() <= late < timedelta(minutes=10)
