@@ -64,4 +64,4 @@ def _ranges(train: pd.DataFrame, deviations: float) -> Suite:
 
 
 def _rule(name: str, demand: str, problem: str) -> Rule:
-    return Rule(name, "warning", demand, problem, REMEDY)
+    return Rule(name, "warning", demand, problem, REMEDY, suite="incoming")

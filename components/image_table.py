@@ -13,17 +13,18 @@ from components.dataset import Category, ImageRecord
 from components.errors import UserError
 from components.files import digest_of, sha256_file
 from components.images import FORMATS, ImageLimits, mask_values, read_image, read_mask
+from components.perceptual_hash import HashIndex, own_hash, small_grey
 
 SHARPNESS_SIDE = 256
 MEASURES = ("brightness", "contrast", "sharpness", "red_share", "blue_share")
 _COLUMNS = (
     *("name", "split", "kind", "bytes", "sha256", "decodes", "error", "width", "height", "short_side", "size"),
-    *("mode", "format", "pixels", *MEASURES, "duplicate_of", "leaked_from"),
+    *("mode", "format", "pixels", "hash", *MEASURES, "duplicate_of", "leaked_from", "near_leak", "labelled_as"),
     *("mask_folder", "mask", "mask_count", "mask_error", "mask_levels", "mask_size", "mask_area"),
 )
 
 
-def image_table(category: Category, limits: ImageLimits, threads: int = 1) -> pd.DataFrame:
+def image_table(category: Category, limits: ImageLimits, threads: int = 1, near_distance: float = 0.05) -> pd.DataFrame:
     """Describe every image of a category, one row each, in the category's order.
 
     Columns (missing where the image or its masks cannot be decoded, or there are none):
@@ -32,8 +33,11 @@ def image_table(category: Category, limits: ImageLimits, threads: int = 1) -> pd
         width, height, short_side (pixels), size ("W×H"): as the eye sees it, after EXIF rotation.
         mode, format: Pillow's names. pixels: digest of the decoded RGB pixels.
         brightness, contrast, sharpness, red_share, blue_share: see `image_measures`.
-        duplicate_of: for a training image, the first training image with the same pixels, if it is another one.
+        duplicate_of: for an image, the first image of its split with the same pixels, if it is another one.
         leaked_from: for a test image, the first training image with the same pixels.
+        near_leak: for any other test image, the training image that it looks like: of whose perceptual hash at most
+            the share `near_distance` differs.
+        labelled_as: for a test image, the kind of another test image with the same pixels that has another kind.
         mask_folder: where this defect kind's masks are, if it has any. mask: name of this image's first one.
         mask_count: how many it has.
         mask_error: why a mask cannot be decoded. mask_levels: most distinct values in one mask.
@@ -45,7 +49,8 @@ def image_table(category: Category, limits: ImageLimits, threads: int = 1) -> pd
     with ThreadPoolExecutor(threads) as pool:
         rows = pool.map(lambda record: _row(record, category.root, limits, folders), category.records)
         table = pd.DataFrame(list(rows), columns=list(_COLUMNS))
-    return _with_duplicates(table).astype(dict.fromkeys(MEASURES, np.float64))
+    table = _with_near_leaks(_with_duplicates(table), category, limits, near_distance)
+    return table.astype(dict.fromkeys(MEASURES, np.float64))
 
 
 def data_digest(category: Category, table: pd.DataFrame) -> str:
@@ -123,7 +128,7 @@ def _image_facts(record: ImageRecord, limits: ImageLimits) -> dict[str, Any]:
         facts = {"decodes": True, "mode": header.mode, "format": header.format}
     height, width = image.shape[:2]
     facts |= {"width": width, "height": height, "short_side": min(width, height), "size": size_words(image)}
-    return facts | {"pixels": pixel_digest(image)} | image_measures(image)
+    return facts | {"pixels": pixel_digest(image), "hash": own_hash(small_grey(image))} | image_measures(image)
 
 
 def _mask_facts(masks: tuple[Path, ...], root: Path, limits: ImageLimits, size: str | None) -> dict[str, Any]:
@@ -170,11 +175,34 @@ def pixel_digest(image: np.ndarray) -> str:
 
 
 def _with_duplicates(table: pd.DataFrame) -> pd.DataFrame:
-    """Fill `duplicate_of` and `leaked_from` from the digests of the pixels."""
-    train = table[(table["split"] == "train") & table["pixels"].notna()]
-    first = train.drop_duplicates("pixels").set_index("pixels")["name"]
-    twin = table["pixels"].map(first).astype(object)  # name of the first training image with these pixels
+    """Fill `duplicate_of`, `leaked_from` and `labelled_as` from the digests of the pixels."""
     is_train = table["split"] == "train"
-    table["duplicate_of"] = twin.where(is_train & (twin != table["name"]), None)
-    table["leaked_from"] = twin.where(~is_train, None)
+    learned, tested = (_twins(table[of_split & table["pixels"].notna()], table) for of_split in (is_train, ~is_train))
+    own = learned["name"].where(is_train, tested["name"])
+    table["duplicate_of"] = own.where(own != table["name"], None)
+    table["leaked_from"] = learned["name"].where(~is_train, None)
+    kind = tested["kind"]
+    table["labelled_as"] = kind.where(~is_train & kind.notna() & (kind != table["kind"]), None)
     return table
+
+
+def _twins(among: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """For each row of the table, name and kind of the first of some images with the same pixels."""
+    first = among.drop_duplicates("pixels").set_index("pixels")
+    return pd.DataFrame({column: table["pixels"].map(first[column]).astype(object) for column in ("name", "kind")})
+
+
+def _with_near_leaks(table: pd.DataFrame, category: Category, limits: ImageLimits, distance: float) -> pd.DataFrame:
+    """Fill `near_leak` from `hash`, which goes; few images are read again, as few are near by their own hash alone."""
+    index = HashIndex()
+    known = table["pixels"].notna()
+    for row in table[known & (table["split"] == "train")].to_dict("records"):
+        index.add(row["name"], row["hash"])
+    found = dict.fromkeys(table.index)
+    for place, row in table[known & (table["split"] == "test") & table["leaked_from"].isna()].iterrows():
+        if index.may_be_near(row["hash"]):
+            grey = small_grey(read_image(category.records[place].path, limits))
+            nearest = index.nearest(row["hash"], grey)
+            found[place] = nearest[0] if nearest and nearest[1] <= distance else None
+    table["near_leak"] = pd.Series(found, dtype=object)
+    return table.drop(columns="hash")

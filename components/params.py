@@ -92,6 +92,7 @@ class ValidationParams(_Section):
     max_deviations: how far the brightness, sharpness … of one image may lie from the median.
     max_outlier_share: which share of the good images may lie further without a warning.
     max_shift: how far the median of the good test images may lie from that of the training images.
+    near_distance: share of differing bits up to which a test image looks like a training image (perceptual hash).
     """
 
     min_good: int = Field(10, ge=2)
@@ -99,6 +100,7 @@ class ValidationParams(_Section):
     max_deviations: float = Field(8.0, gt=0)
     max_outlier_share: float = Field(0.05, ge=0, le=1)
     max_shift: float = Field(3.0, gt=0)
+    near_distance: float = Field(0.05, ge=0, lt=0.25)
 
 
 class SynthesisParams(_Section):

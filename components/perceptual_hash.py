@@ -76,6 +76,10 @@ class HashIndex:
         self._rows[len(self.names)] = own
         self.names.append(name)
 
+    def may_be_near(self, own: np.ndarray) -> bool:
+        """Whether `nearest` would find any: what it needs the `small_grey` for takes longer than this question."""
+        return bool((_shares(self._rows[: len(self.names)] ^ own) <= COARSE).any())
+
     def nearest(self, own: np.ndarray, grey: np.ndarray) -> tuple[str, float] | None:
         """The known image nearest to one with this hash and `small_grey`, and its distance; None where none is near."""
         rows = self._rows[: len(self.names)]

@@ -39,7 +39,7 @@ def render_page(report: dict[str, Any], table: pd.DataFrame, category: Category,
         plots=plots,
         samples=_samples(table),
         shown=SHOWN,
-        style=_STYLE,
+        style=STYLE,
         width=PLOT[0],
         height=PLOT[1],
     )
@@ -103,7 +103,7 @@ def _bars(values: np.ndarray, axis: tuple[float, float], inset: float) -> list[t
     return [(round(i * width / BINS + inset, 2), round(height - h, 1), h) for i, h in enumerate(tall) if h]
 
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --paper: #f6f7f9; --card: #fff; --ink: #1c2430; --soft: #647084; --line: #e3e7ed;
   --good: #12805c; --warn: #a86400; --bad: #c22f3d; --good-bg: #e4f5ee; --warn-bg: #fdf1dc; --bad-bg: #fde8ea;
   --bar: #4b7bec; --bar2: #e08a1e; --band: #4b7bec1a; }
@@ -276,10 +276,10 @@ Fit to learn from: all {{ report.checks | length }} rules are kept
 <div class="strip">{% for name in samples %}{{ picture(name) }}{% endfor %}</div>
 {% endif %}
 
-{% if kept %}
-<h2>Rules that are kept</h2>
+{% for suite, rules in kept | groupby("suite") %}
+<h2>Rules that are kept {{ {"category": "by the category", "evaluation": "by the test images"}[suite] }}</h2>
 <div class="card"><table>
-{% for check in kept %}
+{% for check in rules %}
 <tr><td>{{ check.demand }}
 {% if check.images %}
 <details><summary>those outside</summary>
@@ -299,7 +299,7 @@ Fit to learn from: all {{ report.checks | length }} rules are kept
 <td><span class="tag good">✓ kept</span></td></tr>
 {% endfor %}
 </table></div>
-{% endif %}
+{% endfor %}
 
 <footer class="soft">Data version {{ report.data_digest }}</footer>
 </main>

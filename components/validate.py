@@ -5,7 +5,7 @@ Errors stop the category, warnings travel along; either way `report.json` and `r
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -66,7 +66,7 @@ class Rule:
     """One demand on the table, and how to say that it is not met.
 
     demand: what is expected. problem: a format string over the offending row (or `observed`, for a whole table).
-    remedy: what to do. other: the column with the name of the second file concerned.
+    remedy: what to do. other: the column with the name of the second file concerned. suite: which one it is part of.
     """
 
     name: str
@@ -75,6 +75,7 @@ class Rule:
     problem: str
     remedy: str
     other: str | None = None
+    suite: Literal["category", "evaluation", "incoming"] = "category"
 
 
 Suite = list[tuple[Rule, "Expectation"]]
@@ -83,7 +84,7 @@ Suite = list[tuple[Rule, "Expectation"]]
 def main(category_name: str, params: Params) -> None:
     """Check one category, write artifacts/CATEGORY/validation/report.{json,html}; UserError where a rule is broken."""
     category = list_category(Path(params.data.root) / category_name)
-    table = image_table(category, params.limits.image_limits(), params.threads)
+    table = image_table(category, params.limits.image_limits(), params.threads, params.validation.near_distance)
     report = validation_report(category, table, params.validation)
     folder = Path("artifacts") / category_name / "validation"
     with new_directory(folder) as new:
@@ -97,11 +98,11 @@ def validation_report(category: Category, table: pd.DataFrame, limits: Validatio
     """All that validation knows of a category, as a JSON-able dict which depends on the files' names and bytes alone.
 
     Keys: category, passed (no error), errors and warnings (one sentence for each broken rule), images, counts (per
-    "split/kind"), data_digest, ranges (per measure: low, median, high), checks (per rule: rule, severity, demand,
-    remedy, success, checked, failing, images: the first 50 offending, each with name, problem and the other file).
+    "split/kind"), data_digest, ranges (per measure: low, median, high), checks (per rule: rule, suite, severity,
+    demand, remedy, success, checked, failing, images: the first 50 offending, each with name, problem, other file).
     """
     ranges = good_ranges(table, limits.max_deviations)
-    checks = run_suite([*file_rules(table, limits), *mask_rules(), *measure_rules(table, limits)], table)
+    checks = run_suite([*category_suite(table, limits), *evaluation_suite(table, limits)], table)
     errors = [_said(check) for check in checks if not check["success"] and check["severity"] == "error"]
     warnings = [_said(check) for check in checks if not check["success"] and check["severity"] == "warning"]
     return {
@@ -128,9 +129,15 @@ def failure_sentence(report: dict[str, Any], page: Path) -> str:
     return f"Validation of {report['category']} failed: {'; '.join(errors[:3])}{more}: {remedy}. Details: {page}."
 
 
-def file_rules(table: pd.DataFrame, limits: ValidationParams) -> Suite:
-    """What is expected of the image files themselves."""
-    return [*readable_rules(limits), *repetition_rules(), *uniformity_rules(table)]
+def category_suite(table: pd.DataFrame, limits: ValidationParams) -> Suite:
+    """What is expected of a category's images: whole, enough, each there once, all taken alike."""
+    return [*readable_rules(limits), repetition_rule(), *uniformity_rules(table), *range_rules(table, limits)]
+
+
+def evaluation_suite(table: pd.DataFrame, limits: ValidationParams) -> Suite:
+    """What is expected of the test images, so that their figures mean something; no rule applies where none is."""
+    rules = [*leak_rules(), *label_rules(), *mask_rules(), *shift_rules(table, limits)]
+    return [(replace(rule, suite="evaluation"), demand) for rule, demand in rules]
 
 
 def readable_rules(limits: ValidationParams) -> Suite:
@@ -165,8 +172,25 @@ def readable_rules(limits: ValidationParams) -> Suite:
     ]
 
 
-def repetition_rules() -> Suite:
-    """No image is there twice, least of all in train and in test."""
+def repetition_rule() -> tuple[Rule, "Expectation"]:
+    """What is learned is there once."""
+    from great_expectations import expectations as gxe
+
+    return (
+        Rule(
+            "no_duplicate",
+            "warning",
+            "No training image is there twice",
+            "{name} shows the same pixels as {duplicate_of}",
+            "remove one of the two",
+            other="duplicate_of",
+        ),
+        gxe.ExpectColumnValuesToBeNull(column="duplicate_of", row_condition=_readable("train")),
+    )
+
+
+def leak_rules() -> Suite:
+    """What is tested was not learned: no test image is a training image, nor another shot of the same moment."""
     from great_expectations import expectations as gxe
 
     return [
@@ -183,14 +207,43 @@ def repetition_rules() -> Suite:
         ),
         (
             Rule(
-                "no_duplicate",
+                "no_near_leak",
                 "warning",
-                "No training image is there twice",
+                "No test image looks like a training image",
+                "{name} looks like {near_leak}",
+                "if both show the same part, keep one of them, or the figures flatter",
+                other="near_leak",
+            ),
+            gxe.ExpectColumnValuesToBeNull(column="near_leak", row_condition=_readable("test")),
+        ),
+    ]
+
+
+def label_rules() -> Suite:
+    """Each test image counts once, as one kind."""
+    from great_expectations import expectations as gxe
+
+    return [
+        (
+            Rule(
+                "one_label",
+                "error",
+                "No test image is there as two kinds",
+                "{name} shows the same pixels as an image of the kind {labelled_as}",
+                "decide which kind it is, and remove the other",
+            ),
+            gxe.ExpectColumnValuesToBeNull(column="labelled_as", row_condition=_readable("test")),
+        ),
+        (
+            Rule(
+                "no_test_duplicate",
+                "warning",
+                "No test image is there twice",
                 "{name} shows the same pixels as {duplicate_of}",
                 "remove one of the two",
                 other="duplicate_of",
             ),
-            gxe.ExpectColumnValuesToBeNull(column="duplicate_of", row_condition=_readable("train")),
+            gxe.ExpectColumnValuesToBeNull(column="duplicate_of", row_condition=_readable("test")),
         ),
     ]
 
@@ -259,14 +312,22 @@ def mask_rules() -> Suite:
     ]
 
 
-def measure_rules(table: pd.DataFrame, limits: ValidationParams) -> Suite:
+def range_rules(table: pd.DataFrame, limits: ValidationParams) -> Suite:
     """What is expected of brightness, contrast, sharpness and colour, judged by the training images themselves."""
-    near, wide = good_ranges(table, limits.max_shift), good_ranges(table, limits.max_deviations)
-    known = [measure for measure in MEASURE_RULES if measure.name in wide]
-    rules = [range_rule(measure, wide[measure.name], limits.max_outlier_share) for measure in known]
-    if len(good_values(table, "brightness", "test")) >= SHIFT_IMAGES:
-        rules += [_shift_rule(measure, near[measure.name]) for measure in known]
-    return rules
+    wide = good_ranges(table, limits.max_deviations)
+    return [
+        range_rule(measure, wide[measure.name], limits.max_outlier_share)
+        for measure in MEASURE_RULES
+        if measure.name in wide
+    ]
+
+
+def shift_rules(table: pd.DataFrame, limits: ValidationParams) -> Suite:
+    """Good test images are like the training images in the median; a few of them say nothing about that."""
+    near = good_ranges(table, limits.max_shift)
+    if len(good_values(table, "brightness", "test")) < SHIFT_IMAGES:
+        return []
+    return [_shift_rule(measure, near[measure.name]) for measure in MEASURE_RULES if measure.name in near]
 
 
 def good_ranges(table: pd.DataFrame, deviations: float) -> dict[str, Range]:
@@ -316,7 +377,7 @@ def _check(rule: Rule, result: Any, table: pd.DataFrame, listed: int) -> dict[st
     if result.exception_info.get("raised_exception"):
         raise RuntimeError(f"rule {rule.name} could not be checked: {result.exception_info['exception_message']}")
     rows = sorted(int(place["row"]) for place in result.result.get("unexpected_index_list") or [])
-    check = {key: getattr(rule, key) for key in ("severity", "demand", "remedy")}
+    check = {key: getattr(rule, key) for key in ("suite", "severity", "demand", "remedy")}
     check |= {"rule": rule.name, "success": bool(result.success), "checked": _checked(result.result)}
     offending = [_offence(rule, table.iloc[row].to_dict()) for row in rows[:listed]]
     if not rows and not result.success:

@@ -106,7 +106,7 @@ def test_report_has_the_promised_keys_and_types(root: Path) -> None:
     types |= {"data_digest": str, "ranges": dict, "checks": list}
     assert {key: type(value) for key, value in report.items()} == types
     for check in report["checks"]:
-        keys = {"rule", "severity", "demand", "remedy", "success", "checked", "failing", "images"}
+        keys = {"rule", "suite", "severity", "demand", "remedy", "success", "checked", "failing", "images"}
         assert keys <= set(check) <= keys | {"problem"}
         assert check["severity"] in ("error", "warning")
     for ends in report["ranges"].values():
@@ -164,6 +164,36 @@ def test_each_damage_breaks_its_rule_and_no_other_and_names_the_file(root: Path)
     assert set(broken_rules(report, "error")) == set(expected) - warnings
     assert warnings <= set(broken_rules(report, "warning"))
     assert not report["passed"]
+
+
+def test_rules_belong_to_the_suite_of_the_category_or_of_the_test_images(sound: Path) -> None:
+    suites = {check["rule"]: check["suite"] for check in report_of(sound)["checks"]}
+    evaluation = {name for name, suite in suites.items() if suite == "evaluation"}
+    masks = {"mask_present", "mask_decodes", "mask_size", "mask_binary", "mask_not_empty"}
+    shifts = {f"{name}_shift" for name in ("brightness", "contrast", "sharpness", "red_share", "blue_share")}
+    assert evaluation == {"no_leak", "no_near_leak", "one_label", "no_test_duplicate", *masks, *shifts}
+    assert set(suites.values()) == {"category", "evaluation"}
+
+
+def test_a_test_image_that_looks_like_a_training_image_is_a_warning(root: Path) -> None:
+    shutil.copy(root / "train/good/007.png", root / "test/good/shot.png")
+    edit(root / "test/good/shot.png", lambda image: image.point(lambda value: min(value + 3, 255)))
+    report = report_of(root)
+    assert report["passed"]
+    assert broken_rules(report, "warning") == ["no_near_leak"]
+    assert report["warnings"] == ["test/good/shot.png looks like train/good/007.png"]
+    (check,) = [check for check in report["checks"] if check["rule"] == "no_near_leak"]
+    assert check["images"][0]["other"] == "train/good/007.png"
+
+
+def test_a_test_image_is_there_once_and_as_one_kind(root: Path) -> None:
+    shutil.copy(root / "test/good/002.png", root / "test/good/twin.png")
+    assert broken_rules(report_of(root), "warning") == ["no_test_duplicate"]
+    (root / "test/good/twin.png").rename(root / "test/hole/twin.png")
+    draw_mask().save(root / "ground_truth/hole/twin_mask.png")
+    report = report_of(root)
+    assert broken_rules(report, "error") == ["one_label"]
+    assert report["errors"] == ["test/hole/twin.png shows the same pixels as an image of the kind good"]
 
 
 def test_two_good_images_are_too_few(root: Path) -> None:
@@ -381,7 +411,7 @@ def test_stage_writes_both_reports_also_when_it_fails(
     folder = tmp_path / "artifacts/nut/validation"
     validate.main("nut", parse_params(params_of(root), "params"))
     assert json.loads((folder / "report.json").read_text())["passed"]
-    assert "Fit to learn from: all 22 rules are kept" in (folder / "report.html").read_text()
+    assert "Fit to learn from: all 25 rules are kept" in (folder / "report.html").read_text()
 
     truncate(root / "train/good/003.png")
     with pytest.raises(UserError, match="cannot be decoded"):
