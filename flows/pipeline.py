@@ -70,6 +70,8 @@ def retrain(categories: Sequence[str], force: bool = False, with_demo: bool = Fa
     parent = tracking.start_parent_run(_run_name(categories), categories, relevant_params(params))
     os.environ[tracking.PARENT_VARIABLE] = parent.run_id
     failed = [category for category in categories if not _succeeds(category, force)]
+    for category in failed:  # what has a model has its report in its own run
+        _attach_report(parent, category)
     tracking.finish_parent_run(parent, succeeded=not failed)
     return failed
 
@@ -91,6 +93,12 @@ def _succeeds(category: str, force: bool) -> bool:
         _say(f"{category}: stopped at {error}")
         return False
     return True
+
+
+def _attach_report(run: tracking.Run, category: str) -> None:
+    folder = Places(category).validation
+    if folder.is_dir():
+        run.log_figure_files(folder, folder=f"validation/{category}")
 
 
 def _run_name(categories: Sequence[str]) -> str:

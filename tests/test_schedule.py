@@ -75,6 +75,8 @@ def test_a_worker_retrains_what_changed_and_its_failure_is_the_runs(served: Proj
     (run,) = [run for run in flow_runs(url) if run.deployment_id and not run.auto_scheduled]
     assert run.state_name == "Failed"
     assert "widget did not get a model" in (run.state.message or "")
+    pages = list((served.folder / ".flawline" / "mlflow" / "artifacts").rglob("validation/widget/report.html"))
+    assert "Not fit to learn from" in pages[0].read_text()  # the run of the retraining has it, as there is no other
 
 
 def learn(digest: str) -> None:
