@@ -78,6 +78,11 @@ class Batch:
         """Where the file goes in the end, beside the inbox."""
         return f"{outcome}/{self.category}/{self.name}/{item.file_name}"
 
+    @property
+    def page(self) -> Path:
+        """Where the page about the batch is, also after its end."""
+        return _state(self.category) / "done" / f"{self.name}.html"
+
     def finish(self, summary: Any) -> None:
         """End the batch: its summary stays, the rest goes."""
         write_json(_state(self.category) / "done" / f"{self.name}.json", summary)

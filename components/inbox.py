@@ -60,6 +60,9 @@ class Source(Protocol):
     def categories(self) -> list[str]:
         """The folders of the inbox, sorted."""
 
+    def strays(self) -> list[str]:
+        """Files and links beside the categories' folders, by name, sorted, without hidden ones."""
+
     def entries(self, category: str) -> list[Entry]:
         """All files of a category's inbox, sorted by key."""
 
@@ -127,6 +130,13 @@ class FolderInbox:
         if not self.folder.is_dir():
             return []
         return sorted(item.name for item in os.scandir(self.folder) if item.is_dir(follow_symlinks=False))
+
+    def strays(self) -> list[str]:
+        """Files and links beside the categories' folders, by name, sorted, without hidden ones."""
+        items = os.scandir(self.folder) if self.folder.is_dir() else ()
+        return sorted(
+            item.name for item in items if not item.is_dir(follow_symlinks=False) and not item.name.startswith(".")
+        )
 
     def entries(self, category: str) -> list[Entry]:
         """All files of a category's inbox, sorted by key."""

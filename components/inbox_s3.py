@@ -70,6 +70,15 @@ class S3Inbox:
             found = [common["Prefix"] for page in pages for common in page.get("CommonPrefixes", [])]
         return sorted(prefix.removeprefix(self._inbox).rstrip("/") for prefix in found)
 
+    def strays(self) -> list[str]:
+        """Names of the objects in the inbox that are in no category's folder, sorted, without hidden ones."""
+        with _explained(self._url):
+            found = [
+                item["Key"] for page in self._pages(self._inbox, Delimiter="/") for item in page.get("Contents", [])
+            ]
+        names = (key.removeprefix(self._inbox) for key in found)
+        return sorted(name for name in names if name and not name.startswith("."))
+
     def entries(self, category: str) -> list[Entry]:
         """All objects of a category's inbox, sorted by key, without the empty ones that stand for folders."""
         prefix = f"{self._inbox}{category}/"

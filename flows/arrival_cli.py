@@ -36,16 +36,17 @@ def ingest(
     enter_project()
     from components.inbox import open_source
     from components.params import load_params
-    from flows.arrivals import awaited
+    from flows.arrivals import awaited, said_of_strays
 
     params = load_params()
-    chosen = categories or awaited(open_source(source or params.ingest.source), params)
-    if not chosen:
+    inbox = open_source(source or params.ingest.source)
+    strays = None if categories else said_of_strays(inbox)
+    chosen = categories or awaited(inbox, params)
+    if not chosen and not strays:
         print("[]" if as_json else "Nothing has arrived.")
         return
-    from flows.ingest import ingest as run_ingest  # seconds to import: only when there is something to do
-
-    summaries = run_ingest(source, chosen)
+    summaries = _ingest(source, chosen) if chosen else []
+    summaries += [{"category": "", "error": strays}] if strays else []
     errors = [summary["error"] for summary in summaries if "error" in summary]
     if as_json:
         print(json.dumps(summaries, indent=2))
@@ -96,6 +97,12 @@ def refuse(context: typer.Context, names: Names) -> None:
     print(f"{refuse_held(names, context.obj)} moved to quarantine.")
 
 
+def _ingest(source: str | None, categories: list[str]) -> list[dict[str, Any]]:
+    from flows.ingest import ingest as run_ingest  # seconds to import: only when there is something to do
+
+    return list(run_ingest(source, categories))
+
+
 def _say(summary: Mapping[str, Any]) -> None:
     from components.outcome import count_words
 
@@ -110,6 +117,8 @@ def _say(summary: Mapping[str, Any]) -> None:
         print(
             f"{summary['category']}: the batch differs from the training images: {words} (p = {drift['p_value']:.2g})"
         )
+    if summary["held"] or summary["quarantined"] or summary["drift"]:
+        print(f"{summary['category']}: what was not accepted is shown in {summary['page']}")
     if summary["held"]:
         print("Held images wait for you: flawline review")
 

@@ -13,9 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.arrival_page import render_arrivals
 from components.batch import Batch, Item, category_lock, facts_cache, new_batch, open_batches
 from components.dataset import Category, ImageRecord, list_records
 from components.errors import UserError
+from components.files import write_text
 from components.image_facts import category_facts, remember
 from components.image_table import printable
 from components.inbox import Entry, GoneError, Source, are_settled, open_source, settled
@@ -46,6 +48,17 @@ def awaited(inbox: Source, params: Params) -> list[str]:
     """
     filled = [name for name in inbox.categories() if inbox.entries(name)]
     return sorted({*filled, *(name for name in params.data.categories if open_batches(name))})
+
+
+def said_of_strays(inbox: Source) -> str | None:
+    """What lies in the inbox and will never be taken in, as it is in no category's folder; None for nothing."""
+    names = inbox.strays()
+    if not names:
+        return None
+    return (
+        f"{len(names)} {'file lies' if len(names) == 1 else 'files lie'} beside the categories' folders in the inbox "
+        f"{inbox.url}, such as {printable(names[0])!r}: move each into the folder of its category."
+    )
 
 
 def ingest_category(category: str, inbox: Source, params: Params, run: Run = call) -> list[dict[str, Any]]:
@@ -163,12 +176,11 @@ def acknowledge(batch: Batch, params: Params) -> dict[str, Any]:
 
     Keys: category, batch, source, time; arrived, accepted, held, quarantined, reasons (`outcome.summarise`); left: how
     many files changed meanwhile and stay; drift: the measures that drifted; screened: whether a champion looked at
-    them; commit, message, pushed.
+    them; commit, message, pushed; page: where the page about the batch is.
     """
-    del params
     verdicts, claimed, judged = _verdicts(batch), batch.result("claim"), batch.result("judged")
     settle(batch, _inbox(batch), verdicts)
-    return {
+    summary = {
         "category": batch.category,
         "batch": batch.name,
         "source": claimed["source"],
@@ -179,7 +191,10 @@ def acknowledge(batch: Batch, params: Params) -> dict[str, Any]:
         "screened": judged["screened_by"] is not None,
         **batch.result("committed"),
         **batch.result("pushed"),
+        "page": batch.page.as_posix(),
     }
+    write_text(batch.page, render_arrivals(batch, verdicts, summary, arrival_limits(params)))
+    return summary
 
 
 STEPS: dict[str, Step] = {

@@ -9,7 +9,7 @@ from components.batch import Batch
 from components.errors import UserError
 from components.inbox import open_source
 from components.params import Params, load_params
-from flows.arrivals import Step, awaited, ingest_category
+from flows.arrivals import Step, awaited, ingest_category, said_of_strays
 from flows.git import BusyError
 
 
@@ -27,6 +27,8 @@ def ingest(source: str | None = None, categories: Sequence[str] | None = None) -
             summaries += ingest_category(category, inbox, params, _as_task)
         except UserError as error:
             summaries.append({"category": category, "error": str(error)})
+    if categories is None and (sentence := said_of_strays(inbox)):
+        summaries.append({"category": "", "error": sentence})
     return summaries
 
 

@@ -72,6 +72,19 @@ def test_what_is_listed_is_fetched_and_moved(inbox: Source, tmp_path: Path) -> N
     assert [inbox.read(move.place) for move in moves] == list(CONTENT.values())
 
 
+def test_what_is_in_no_categorys_folder_is_told(inbox: Source, s3: S3Server, tmp_path: Path) -> None:
+    assert inbox.strays() == []
+    if isinstance(inbox, FolderInbox):
+        for name in ("loose.png", ".hidden"):
+            (inbox.folder / name).write_bytes(b"1")
+        (inbox.folder / "link").symlink_to(tmp_path)
+    else:
+        for name in ("loose.png", ".hidden", "link"):
+            s3.client().put_object(Bucket="bucket", Key=f"{tmp_path.name}/incoming/{name}", Body=b"")
+    assert inbox.strays() == ["link", "loose.png"]
+    assert inbox.categories() == ["widget"]
+
+
 def test_acknowledging_again_changes_nothing(inbox: Source, tmp_path: Path) -> None:
     moves = moves_of(inbox, tmp_path / "copies")
     inbox.acknowledge("widget", moves[:2])

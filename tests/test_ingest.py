@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -23,7 +24,7 @@ from flows.git import BusyError
 from flows.reviewing import accept, held_images, refuse
 from tests.arriving import INBOX, die, ended, ingest_here, ingest_process, whereabouts, with_first_version
 from tests.faulty_proxy import Fault, faulty_proxy
-from tests.project import SIDE, Project, new_images, surface, write_image
+from tests.project import SIDE, Project, is_one_sentence, new_images, surface, write_image
 from tests.servers import S3Server
 
 DELIVERED = INBOX / "widget"
@@ -84,6 +85,19 @@ def test_what_passes_becomes_one_version_and_the_rest_has_its_reasons(line: Proj
     assert {sha256_file(path) for path in learned} == digests
     (manifest,) = Path("arriving/accepted").rglob("batch.json")
     assert {f"data/tiny/widget/{one['image']}" for one in json.loads(manifest.read_text())} == set(map(str, learned))
+    page = Path(summary["page"]).read_text()
+    assert "3 of 8 accepted: Data of widget: +3 good images, 17 in all" in page
+    assert all(f"{code} <span" in page for code in summary["reasons"])
+    assert page.count("data:image/jpeg;base64,") == 3 + 3  # accepted; dark, old and test: the rest was never opened
+    assert "notes.txt does not end in" in page
+    assert not re.search(r"(?:src|href)=.(?!data:)", page)
+
+
+def test_a_batch_without_an_accepted_image_has_its_page(line: Project) -> None:
+    write_image(DELIVERED / "dark.png", (surface(np.random.default_rng(3)) * 0.2).astype(np.uint8))
+    (summary,) = ingest_here()
+    assert summary["commit"] is None
+    assert "0 of 1 accepted" in Path(summary["page"]).read_text()
 
 
 def test_the_same_delivery_again_is_acknowledged_as_duplicates(line: Project) -> None:
@@ -129,6 +143,16 @@ def test_unknown_categories_are_said(line: Project) -> None:
     with pytest.raises(UserError, match=r"has a folder 'wigdet', which is not in data\.categories"):
         ingest_category("wigdet", open_source(str(INBOX)), params)
     assert (INBOX / "wigdet" / "a.png").exists()
+
+
+def test_files_beside_the_categories_are_said_and_the_others_taken_in(line: Project) -> None:
+    write_image(INBOX / "loose.png", surface(np.random.default_rng(0)))
+    new_images(DELIVERED, 1)
+    done = line.flawline("ingest")
+    assert (done.returncode, is_one_sentence(done.stderr)) == (1, True)
+    assert "1 file lies beside the categories' folders in the inbox arriving/inbox, such as 'loose.png'" in done.stderr
+    assert outcomes() == {"accepted": 1}
+    assert line.flawline("ingest").returncode == 1
 
 
 def test_the_first_images_of_a_category_may_arrive(line: Project) -> None:

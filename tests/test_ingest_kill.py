@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from components.files import read_json
 from tests.arriving import INBOX, die, ended, ingest_process, whereabouts, with_first_version
 from tests.project import Project, new_images, surface, write_image
+from tests.servers import S3Server
 
 pytestmark = pytest.mark.slow  # a minute or more: each case adds to DVC and commits to git
 
@@ -168,6 +170,106 @@ def test_a_killed_ingest_is_finished_by_the_next(arrived: Project, moment: str) 
     assert arrived.dvc("status", "--cloud").stdout.strip() == "Cache and remote 'storage' are in sync."
     assert arrived.parts() == []
     state = Path(".flawline/ingest/widget")
-    assert [read_json(path)["accepted"] for path in (state / "done").iterdir()] == [4]
+    assert [read_json(path)["accepted"] for path in (state / "done").glob("*.json")] == [4]
     assert list((state / "batches").iterdir()) == []
     assert not any((INBOX / "widget").iterdir())
+
+
+# The same from S3, where moving is copying and deleting
+
+
+def after_a_copy() -> None:
+    from components.inbox_s3 import S3Inbox
+
+    copy = S3Inbox._copy
+
+    def fatal(self: S3Inbox, key: str, place: str, size: int, mark: str) -> str:
+        copy(self, key, place, size, mark)
+        die()
+        return ""
+
+    S3Inbox._copy = fatal  # type: ignore[method-assign]
+
+
+def after_a_reason() -> None:
+    from components.inbox_s3 import S3Inbox
+
+    write = S3Inbox.write
+
+    def fatal(self: S3Inbox, place: str, data: bytes) -> None:
+        write(self, place, data)
+        die()
+
+    S3Inbox.write = fatal  # type: ignore[method-assign]
+
+
+def before_deleting() -> None:
+    from components.inbox_s3 import S3Inbox
+
+    S3Inbox._delete = lambda *_: die()  # type: ignore[method-assign]
+
+
+def between_deletions() -> None:
+    from components import inbox_s3
+
+    delete = inbox_s3.S3Inbox._delete_together
+
+    def fatal(self: inbox_s3.S3Inbox, keys: Any) -> None:
+        delete(self, keys)
+        die()
+
+    inbox_s3.DELETED_AT_ONCE = 2
+    inbox_s3.S3Inbox._delete_together = fatal  # type: ignore[method-assign]
+
+
+def while_pushing() -> None:
+    from s3fs import S3FileSystem  # type: ignore[import-untyped]
+
+    put, sent = S3FileSystem._put_file, []
+
+    async def fatal(self: S3FileSystem, *arguments: Any, **options: Any) -> Any:
+        done = await put(self, *arguments, **options)
+        sent.append(done)
+        if len(sent) == 2:
+            die()
+        return done
+
+    S3FileSystem._put_file = fatal
+
+
+S3_KILLS: tuple[Callable[[], None], ...] = (
+    after_a_copy,
+    after_a_reason,
+    before_deleting,
+    between_deletions,
+    while_pushing,
+)
+
+
+@pytest.mark.parametrize("kill", S3_KILLS, ids=lambda kill: kill.__name__.replace("_", " "))
+def test_a_killed_ingest_from_s3_is_finished_by_the_next(
+    git_project: Project, mlflow_database: Path, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    kill: Callable[[], None],
+) -> None:  # fmt: skip
+    from flows.dvc_project import open_project
+    from flows.stores import set_remote
+
+    url, root = f"s3://bucket/{tmp_path.name}", s3.root / "bucket" / tmp_path.name
+    project = Project(git_project.folder, {**git_project.environment, **s3.environment})
+    with_first_version(project, mlflow_database)
+    with open_project() as repo:
+        set_remote(repo, f"{url}/versions")
+    fill_inbox(tmp_path / "camera")
+    for path in (tmp_path / "camera").iterdir():
+        s3.client().upload_file(str(path), "bucket", f"{tmp_path.name}/inbox/widget/{path.name}")
+    delivered = whereabouts(root)
+
+    assert ended(ingest_process(project, kill, url=f"{url}/inbox")) == -9
+    assert whereabouts(root).keys() == delivered.keys()
+    assert ended(ingest_process(project, url=f"{url}/inbox")) == 0
+
+    places = whereabouts(root)
+    assert places.keys() == delivered.keys()
+    assert sorted(place for found in places.values() for place in found) == ["accepted"] * 4 + ["quarantine"] * 3
+    assert project.git("log", "-1", "--format=%s") == "Data of widget: +4 good images, 18 in all"
+    assert project.dvc("status", "--cloud").stdout.strip() == "Cache and remote 'storage' are in sync."
