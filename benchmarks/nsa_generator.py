@@ -49,18 +49,20 @@ def reference_sample(target: Prepared, source: Prepared, params: NsaParams, rng:
     for number in range(params.patches):
         if number and rng.random() < 0.5:
             continue
-        cut = _cut(source, params, rng)
-        placed = cut and _place(cut, target, source, params, rng)
+        cut = cut_patch(source, params, rng)
+        placed = cut and place_patch(cut, target, source, params, rng)
         if placed:
             image = _blend(image, covered, target, placed, params, factor)
     _label(target.image, image, covered, params, factor)
 
 
-def _mask_of(picture: Prepared, box: tuple[slice, slice]) -> Mask | None:
+def mask_of(picture: Prepared, box: tuple[slice, slice]) -> Mask | None:
+    """The object mask in a window, uint8; None for a picture without one."""
     return None if picture.object_mask is None else picture.object_mask[box].view(np.uint8)
 
 
-def _cut(source: Prepared, params: NsaParams, rng: np.random.Generator) -> tuple[slice, slice] | None:
+def cut_patch(source: Prepared, params: NsaParams, rng: np.random.Generator) -> tuple[slice, slice] | None:
+    """Where a patch is cut from the source; None where the rule of the object share refuses every try."""
     sides = source.image.shape[:2]
     bounds = [np.round(np.array(b) * s).astype(int) for b, s in zip(_bounds(params), sides, strict=True)]
     gamma = params.gamma_offset + rng.gamma(params.gamma_shape, params.gamma_scale, 2)
@@ -68,7 +70,7 @@ def _cut(source: Prepared, params: NsaParams, rng: np.random.Generator) -> tuple
     for _ in range(params.tries):
         centre = [rng.integers(b[0], s - b[0]) for s, b in zip(sides, bounds, strict=True)]
         box = tuple(slice(max(c - h, 0), min(c + h, s)) for c, h, s in zip(centre, half, sides, strict=True))
-        mask = _mask_of(source, box)  # type: ignore[arg-type]
+        mask = mask_of(source, box)  # type: ignore[arg-type]
         if mask is None or mask.mean() > params.min_object:
             return box  # type: ignore[return-value]
     return None
@@ -81,10 +83,11 @@ def _bounds(params: NsaParams) -> tuple[tuple[float, float], tuple[float, float]
 Placed = tuple[Image, Mask | None, int, int]
 
 
-def _place(
+def place_patch(
     cut: tuple[slice, slice], target: Prepared, source: Prepared, params: NsaParams, rng: np.random.Generator
 ) -> Placed | None:
-    patch, mask = source.image[cut], _mask_of(source, cut)
+    """The resized patch (h, w, 3) with its object mask, and the top left corner it goes to; None where none fits."""
+    patch, mask = source.image[cut], mask_of(source, cut)
     if params.method != "nsa":
         return patch, mask, cut[0].start, cut[1].start
     sides = target.image.shape[:2]
@@ -100,7 +103,7 @@ def _place(
     mask = None if mask is None else _resize(mask, tall, wide)
     for _ in range(params.tries):
         y, x = rng.integers(1, sides[0] - tall - 1), rng.integers(1, sides[1] - wide - 1)
-        there = _mask_of(target, (slice(y, y + tall), slice(x, x + wide)))
+        there = mask_of(target, (slice(y, y + tall), slice(x, x + wide)))
         if mask is None or there is None:
             return patch, mask, y, x
         if mask.mean() > params.min_object and (mask & there).sum() > params.min_overlap * mask.sum():
@@ -116,7 +119,7 @@ def _blend(image: Image, covered: Mask, target: Prepared, placed: Placed, params
     patch, mask, y, x = placed
     height, width = patch.shape[:2]
     box = slice(y, y + height), slice(x, x + width)
-    there = _mask_of(target, box)
+    there = mask_of(target, box)
     either = np.ones((height, width), np.uint8) if mask is None or there is None else mask | there
     covered[box] = either
     if params.method == "fpi":
@@ -182,7 +185,8 @@ def _milliseconds(make: Callable[[int], None], index: int) -> float:
     return 1e3 * (time.thread_time() - start)
 
 
-def _read(data: Path, category: str, count: int) -> list[Image]:
+def read_good(data: Path, category: str, count: int) -> list[Image]:
+    """The first `count` good training images of a category, uint8 (H, W, 3)."""
     folder = next(path for path in (data / category, data / "mvtec" / category) if path.is_dir())
     return [read_image(path, ImageLimits()) for path in sorted((folder / "train" / "good").iterdir())[:count]]
 
@@ -199,7 +203,7 @@ def main() -> None:
     rows = []
     with threadpool_limits(1):
         for category, setting, params in ROWS:
-            images = _read(arguments.data, category, arguments.images)
+            images = read_good(arguments.data, category, arguments.images)
             pictures = [prepare(image, params) for image in images]
             figures = measure(pictures, category, params, arguments.samples)
             rows.append(
