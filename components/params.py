@@ -259,7 +259,7 @@ class ViewParams(_Section):
 
     resize: side that the whole image is brought to. rotation: largest turn about the middle, in degrees.
     centre: side of the middle square that is kept. crop: side of the square cut from it at any place.
-    flip: whether half of the views are mirrored, left to right.
+    flip: how half of the views are mirrored: "left-right" or "upside-down"; false for not at all.
     test: side of the middle square that is scored; 0 for the whole image.
     """
 
@@ -267,7 +267,7 @@ class ViewParams(_Section):
     rotation: float = Field(0.0, ge=0, le=180)
     centre: int = Field(256, ge=32)
     crop: int = Field(256, ge=32)
-    flip: bool = False
+    flip: Literal[False, "left-right", "upside-down"] = False
     test: int = Field(0, ge=0, le=256)
 
     @model_validator(mode="after")

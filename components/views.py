@@ -1,7 +1,8 @@
 """What the network of NSA sees of an image: turned, cropped and mirrored while it learns, the whole when it scores.
 
 Source: Schlüter et al., section 4.1 and the official settings: objects are resized to 256, cut to the middle 230 and
-to 224 at any place, some turned by up to 5°; textures are resized to 264, mirrored or not, and cut to 256 at any place.
+to 224 at any place, some turned by up to 5°; textures are resized to 264, cut to 256 at any
+place, and turned upside down or not.
 """
 
 import numpy as np
@@ -14,6 +15,7 @@ from components.draws import SampleKeys
 from components.params import NetworkParams, ViewParams
 
 BASE = 256  # the size at which views are given
+_FLIPPED_AXIS = {"left-right": 2, "upside-down": 1}
 
 
 def view_side(view: ViewParams, size: int) -> int:
@@ -36,12 +38,15 @@ def draw_views(
     scale = view.resize / BASE  # of the image's own pixels
     room = round(view.centre * size / BASE) - side
     starts = (round(view.resize * size / BASE) - room - side) // 2 + np.floor(draws[:, :2] * (room + 1)).astype(int)
-    mirrored = view.flip & (draws[:, 2] < 0.5)
     if not view.rotation and scale == 1:
-        cut = [image[y : y + side, x : x + side] for image, (y, x) in zip(images, starts, strict=True)]
-        return np.stack([c[:, ::-1] if m else c for c, m in zip(cut, mirrored, strict=True)])
-    angles = np.deg2rad(view.rotation * (2 * draws[:, 3] - 1))
-    return _sampled(images, starts, mirrored, angles, scale, side)
+        seen = np.stack([image[y : y + side, x : x + side] for image, (y, x) in zip(images, starts, strict=True)])
+    else:
+        angles = np.deg2rad(view.rotation * (2 * draws[:, 3] - 1))
+        seen = _sampled(images, starts, angles, scale, side)
+    if view.flip:
+        mirrored = draws[:, 2] < 0.5
+        seen[mirrored] = np.flip(seen[mirrored], axis=_FLIPPED_AXIS[view.flip])
+    return seen
 
 
 def scored_window(view: ViewParams, size: int) -> int:
@@ -60,7 +65,6 @@ def view_of(params: NetworkParams, kind: str, category: str) -> ViewParams:
 def _sampled(
     images: NDArray[np.uint8],
     starts: NDArray[np.int64],
-    mirrored: NDArray[np.bool_],
     angles: NDArray[np.float64],
     scale: float,
     side: int,
@@ -69,7 +73,6 @@ def _sampled(
     size = images.shape[1]
     offsets = np.arange(side) + 0.5 - size * scale / 2  # of pixel centres from the resized image's middle
     y, x = offsets[None, :] + starts[:, :1], offsets[None, :] + starts[:, 1:]  # (N, side)
-    x = np.where(mirrored[:, None], x[:, ::-1], x)
     cosine, sine = np.cos(angles)[:, None, None], np.sin(angles)[:, None, None]
     across = cosine * x[:, None, :] - sine * y[:, :, None]  # (N, side, side)
     down = sine * x[:, None, :] + cosine * y[:, :, None]

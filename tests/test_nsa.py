@@ -4,6 +4,7 @@ import os
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,12 +17,14 @@ from scipy.ndimage import gaussian_filter
 from skimage.filters import median
 from skimage.morphology import disk
 
+from components import nsa
 from components.draws import SampleKeys
 from components.errors import UserError
 from components.nsa import (
     OBJECT_RULE,
     PAPER_SETTINGS,
     SIZE_RULE,
+    Box,
     Label,
     Method,
     NsaParams,
@@ -102,13 +105,63 @@ def test_object_patches_reach_the_target_and_only_what_changed_is_labelled() -> 
         assert not sample.label[cv2.dilate(changed, np.ones((5, 5))) == 0].any()  # the label's filter reaches 2 pixels
 
 
-def test_faithful_overwrites_and_joined_does_not() -> None:
-    params = replace(OBJECT, patches=6, label="binary")
-    joined, faithful = batch(params, 40), batch(replace(params, faithful=True), 40)
-    for one, other in zip(joined, faithful, strict=True):
-        assert np.array_equal(one.image, other.image)
-        assert (other.mask <= one.mask).all()
-    assert any(not np.array_equal(one.mask, other.mask) for one, other in zip(joined, faithful, strict=True))
+Placed = list[tuple[Box, np.ndarray]]
+
+
+@pytest.fixture
+def placed(monkeypatch: pytest.MonkeyPatch) -> Placed:
+    """Where each patch of the samples made since went, with the object mask (h, w) that it brought along."""
+    found: Placed = []
+    blend = nsa._Work._blend
+
+    def note(work: Any, box: Box, patch: np.ndarray, on_object: np.ndarray) -> None:
+        found.append((box, on_object))
+        blend(work, box, patch, on_object)
+
+    monkeypatch.setattr(nsa._Work, "_blend", note)
+    return found
+
+
+@pytest.mark.parametrize("category", ["bottle", "metal_nut"])
+def test_every_patch_keeps_both_rules(category: str, placed: Placed) -> None:
+    row = PAPER_SETTINGS[category]
+    params = replace(OBJECT, min_object=row.min_object, min_overlap=0.5, patches=4)
+    shares, overlaps = [], []
+    for index in range(40):
+        placed.clear()
+        batch_of_one = nsa_batch(pool(OBJECT), SampleKeys.of(0, "made", 0, [index]), params)
+        assert len(placed) >= batch_of_one[0].patches
+        there = pool(OBJECT)[index % 5].object_mask
+        assert there is not None
+        for box, on_object in placed:
+            shares.append(on_object.mean())
+            overlaps.append((on_object & there[box.window]).sum() / on_object.sum())
+    assert row.min_object < min(shares) < row.min_object + 0.1
+    assert 0.5 < min(overlaps) < 0.7
+
+
+@pytest.mark.parametrize("faithful", [False, True])
+def test_labels_of_overlapping_patches_are_joined_or_overwritten(faithful: bool, placed: Placed) -> None:
+    params = replace(OBJECT, patches=6, label="binary", faithful=faithful)
+    differ = 0
+    for index in range(40):
+        placed.clear()
+        (sample,) = nsa_batch(pool(params), SampleKeys.of(0, "made", 0, [index]), params)
+        picture = pool(params)[index % 5]
+        assert picture.object_mask is not None
+        assert len(placed) == sample.patches
+        joined, overwritten = np.zeros((2, *sample.mask.shape), bool)
+        for box, on_object in placed:
+            joined[box.window] |= on_object | picture.object_mask[box.window]
+            overwritten[box.window] = on_object | picture.object_mask[box.window]
+        difference = np.abs(1.0 * sample.image - 1.0 * picture.image).mean(axis=-1)
+        wanted, other = (
+            cv2.medianBlur(((difference > 1) & covered).astype(np.uint8), 5)
+            for covered in ((overwritten, joined) if faithful else (joined, overwritten))
+        )
+        assert np.array_equal(sample.mask, wanted.astype(bool))
+        differ += not np.array_equal(wanted, other)
+    assert differ
 
 
 def test_number_of_patches_and_their_sizes_follow_the_paper() -> None:

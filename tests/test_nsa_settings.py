@@ -13,12 +13,22 @@ from PIL import Image
 from components.detector import Composition
 from components.errors import UserError
 from components.exam import mark
-from components.nsa import CHANGE_RULE, OBJECT_RULE, OVERLAP_RULE, PAPER_SETTINGS, SIZE_RULE, NoPatchError, prepare
+from components.nsa import (
+    CHANGE_RULE,
+    OBJECT_RULE,
+    OVERLAP_RULE,
+    PAPER_SETTINGS,
+    SIZE_RULE,
+    UNALIGNED,
+    NoPatchError,
+    prepare,
+)
 from components.nsa_derive import derive_params
 from components.nsa_settings import load_nsa_params, nsa_params_of, spread
 from components.params import NsaSection, Params, parse_params, read_preset
 from components.prepared import load_prepared
 from components.synthesize import main
+from components.views import view_of
 from tests.test_nsa import disc, texture
 
 PREPARED = Path("artifacts/bolt/prepared")
@@ -265,7 +275,15 @@ def test_the_papers_preset_is_its_table_and_its_schedule() -> None:
         assert nsa_params_of(params.nsa, [], category)[0] == row
     steps = {category: params.network.steps_of(category, 320) for category in ("bottle", "screw", "tile")}
     assert steps == {"bottle": 1600, "screw": 2800, "tile": 1600}  # 5 batches of 64 an epoch
-    assert (params.network.object_view.crop, params.network.texture_view.resize) == (224, 264)
+    network = params.network
+    assert (network.rate, network.final_rate, network.batch, network.keep) == (1e-3, 1e-6, 64, "always")
+    bottle, pill = (view_of(network, "object", name) for name in ("bottle", "pill"))
+    assert (bottle.resize, bottle.centre, bottle.crop, bottle.test, bottle.rotation) == (256, 230, 224, 224, 5)
+    assert pill == bottle.model_copy(update={"rotation": 0.0})
+    assert {name for name in PAPER_SETTINGS if view_of(network, "object", name).rotation} == UNALIGNED | {"bottle"}
+    tile = view_of(network, "texture", "tile")
+    assert (tile.resize, tile.centre, tile.crop, tile.flip, tile.rotation) == (264, 264, 256, "upside-down", 0)
+    assert params.nsa.score == "mean"
 
 
 def test_the_preset_for_x_rays_derives_nothing() -> None:

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from components.detector import as_tensor
 from components.draws import SampleKeys
 from components.files import sha256_file
-from components.nsa import PAPER_SETTINGS, NsaParams, nsa_batch, prepare
-from components.params import parse_params
+from components.map_learner import MapTask
+from components.nsa import PAPER_SETTINGS, Method, NsaParams, nsa_batch, prepare
+from components.params import ViewParams, parse_params
 from components.pool import fill_pool, in_order
 from components.prepared import new_array
 from components.synthesize import EXAM_KINDS, exam_makers
@@ -87,6 +89,26 @@ def test_training_batches_have_the_same_bytes_from_any_number_of_workers(method:
         for workers in (0, 1, 2, 4)
     ]
     assert all(each == made[0] for each in made[1:])
+
+
+@pytest.mark.parametrize("method", ["nsa", "fpi", "pii"])
+def test_batches_of_the_networks_training_have_the_same_bytes_however_they_are_made(method: Method) -> None:
+    """In batches of any size, and from any number of workers; views are turned, cut and mirrored."""
+    images = np.stack([texture(seed, SIZE, SIZE) for seed in range(6)])
+    settings = replace(PAPER_SETTINGS["carpet"], method=method, label="logistic" if method == "nsa" else "factor")
+    task = MapTask(images, np.arange(6), settings, ViewParams(centre=250, crop=240, rotation=10, flip="left-right"))
+    numbers, made = np.arange(12), set()
+    for size, workers in [(12, 0), (1, 1), (5, 2), (4, 4)]:
+        pieces = [numbers[start : start + size] for start in range(0, 12, size)]
+
+        def batch(i: int, pieces: list[np.ndarray] = pieces) -> tuple[torch.Tensor, torch.Tensor]:
+            keys = SampleKeys(0, "made", pieces[i] // 6, pieces[i] % 6)
+            return task.batch(as_tensor(images[keys.index]), keys)
+
+        batches = list(in_order(batch, range(len(pieces)), workers))
+        bytes_of = [torch.cat(parts).numpy().tobytes() for parts in zip(*batches, strict=True)]
+        made.add(hashlib.sha256(b"".join(bytes_of)).hexdigest())
+    assert len(made) == 1
 
 
 def test_results_come_in_order_from_other_processes() -> None:

@@ -1,5 +1,7 @@
 """What the network sees: crops at any place, turns, mirrors; and samples whose labels lie where they were changed."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -42,7 +44,7 @@ def test_a_crop_keeps_its_pixels_and_reaches_every_place_of_the_middle() -> None
 
 
 def test_a_view_depends_on_its_key_alone() -> None:
-    images, view = coordinates(6), ViewParams(centre=240, crop=200, rotation=10, flip=True)
+    images, view = coordinates(6), ViewParams(centre=240, crop=200, rotation=10, flip="left-right")
     whole = draw_views(images, keys(6), view)
     one = SampleKeys.of(0, "bolt", 0, np.array([4]))
     assert np.array_equal(draw_views(images[4:5], one, view)[0], whole[4])
@@ -50,11 +52,15 @@ def test_a_view_depends_on_its_key_alone() -> None:
     assert not np.array_equal(draw_views(images, keys(6), view, "source view"), whole)
 
 
-def test_half_of_the_views_are_mirrored() -> None:
-    seen = draw_views(coordinates(100), keys(100), ViewParams(flip=True))
-    mirrored = seen[:, 0, 0, 1] > seen[:, 0, -1, 1]
+@pytest.mark.parametrize("scale", [256, 264])
+@pytest.mark.parametrize(("flip", "axis"), [("left-right", 1), ("upside-down", 0)])
+def test_half_of_the_views_are_mirrored(flip: Literal["left-right", "upside-down"], axis: int, scale: int) -> None:
+    whole = ViewParams(resize=scale, centre=256, crop=256)
+    straight = draw_views(coordinates(100), keys(100), whole)
+    seen = draw_views(coordinates(100), keys(100), whole.model_copy(update={"flip": flip}))
+    mirrored = np.array([np.array_equal(one, np.flip(two, axis)) for one, two in zip(seen, straight, strict=True)])
     assert 30 < mirrored.sum() < 70
-    assert np.array_equal(seen[mirrored][0], coordinates(1)[0][:, ::-1])
+    assert np.array_equal(seen[~mirrored], straight[~mirrored])
 
 
 def test_a_larger_image_is_cut_to_the_same_number_of_pixels() -> None:
@@ -84,7 +90,7 @@ def test_a_label_lies_where_the_view_was_changed() -> None:
     images = np.ascontiguousarray(
         np.broadcast_to(np.kron(squares, np.ones((1, 8, 8, 1), np.uint8)), (5, SIZE, SIZE, 3))
     )
-    view = ViewParams(centre=240, crop=200, rotation=20, flip=True)
+    view = ViewParams(centre=240, crop=200, rotation=20, flip="upside-down")
     params = NsaParams(label="binary", height_bounds=(0.1, 0.3), width_bounds=(0.1, 0.3))
     task = MapTask(images, np.arange(5), params, view)
     stray = total = 0
@@ -129,7 +135,7 @@ def test_continuous_labels_are_differences_in_units_of_four_times_the_midpoint()
 def test_views_by_kind_and_category() -> None:
     params = NetworkParams(
         object_view=ViewParams(crop=224, rotation=5),
-        texture_view=ViewParams(flip=True),
+        texture_view=ViewParams(flip="left-right"),
         rotated=("screw",),
     )
     assert view_of(params, "object", "screw").rotation == 5
