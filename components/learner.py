@@ -22,6 +22,7 @@ from components.errors import UserError
 from components.head import projection_head
 from components.params import TrainingParams
 from components.pool import in_order
+from components.runtime import has_bf16
 
 Examiner = Callable[[Encoder], float]
 Listener = Callable[[int, dict[str, float]], None]
@@ -162,8 +163,7 @@ class Learner:
     def _forward(self, images: Tensor) -> Tensor:
         in_head_phase = self.progress.step < self.params.head_steps
         self.encoder.train(not in_head_phase and not self.params.freeze_batch_norm)
-        bf16 = self.params.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=in_bf16(self.params.precision, self.device)):
             return self.outputs(images, not in_head_phase).float()
 
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -240,6 +240,11 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
+
+
+def in_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to compute in bfloat16; "auto" does where the device has it."""
+    return precision == "bf16" or (precision == "auto" and has_bf16(device))
 
 
 def _trainable(encoder: Encoder, freeze_batch_norm: bool) -> Iterator[nn.Parameter]:

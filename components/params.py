@@ -192,6 +192,8 @@ class TrainingParams(_Section):
     """Self-supervised training: first the head alone, then all layers (section 4.3), one cosine cycle each.
 
     final_rate: what the learning rate of the second phase ends at.
+    precision: "auto" is bf16 where the processor has instructions for it, else fp32: bytes then differ between such
+        machines, as sums do anyhow.
     members: networks of the method cutpaste-ensemble, each from a seed of its own (section 4.1: five).
     workers: processes that make the batches ahead, the same bytes as none, so that a GPU need not wait for them.
     """
@@ -207,7 +209,7 @@ class TrainingParams(_Section):
     batch: int = Field(24, ge=1)
     projection: tuple[int, ...] = (512,)
     freeze_batch_norm: bool = True
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     members: int = Field(5, ge=2)
     workers: int = Field(0, ge=0, le=64)
@@ -309,7 +311,7 @@ class NetworkParams(_Section):
     rate: float = Field(1e-3, gt=0)
     final_rate: float = Field(1e-6, ge=0)
     batch: int = Field(64, ge=1)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
     exam_steps: int = Field(50, ge=1)
     object_view: ViewParams = ViewParams()
     texture_view: ViewParams = ViewParams()

@@ -300,6 +300,18 @@ def test_a_step_goes_down_the_gradient_of_the_cross_entropy(tmp_path: Path) -> N
     assert made.progress.history[0]["accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
 
 
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="the processor's instructions are not listed here")
+def test_what_precision_is_best_follows_the_processor(tmp_path: Path) -> None:
+    native = {"avx512_bf16", "amx_bf16"} & set(Path("/proc/cpuinfo").read_text().split())
+    losses = {}
+    for precision in ("auto", "fp32", "bf16"):
+        made = learner(tmp_path / precision, precision=precision, head_steps=0, steps=2, device="cpu")
+        made.run(ignore)
+        losses[precision] = [row["loss"] for row in made.progress.history]
+    assert losses["auto"] == losses["bf16" if native else "fp32"]
+    assert losses["fp32"] != losses["bf16"]
+
+
 def test_a_diverging_training_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"bolt diverged at step \d+: lower training\.rate"):
         learner(tmp_path, head_steps=0, steps=30, rate=1e30).run(ignore)
