@@ -32,8 +32,9 @@ _LARGEST_DENSE_TRANSFORM = 256
 def solve_rectangle(rhs: Planes) -> Planes:
     """Solve Δv = rhs with v = 0 just outside the rectangle, Δ being the five-point Laplacian.
 
-    rhs: float32 or float64 (C, h, w), any h, w ≥ 1; v has its shape and dtype. The discrete sine transform of type 1
-    diagonalises Δ. Up to 256 pixels a matrix product is the faster transform, beyond it the FFT is.
+    rhs: float32 or float64 (…, h, w), channels and patches of one size at once, any h, w ≥ 1; v has its shape and
+    dtype. The discrete sine transform of type 1 diagonalises Δ. Up to 256 pixels a matrix product is the faster
+    transform, beyond it the FFT is.
     """
     height, width = rhs.shape[-2:]
     eigenvalues = _eigenvalues(height, rhs.dtype)[:, None] + _eigenvalues(width, rhs.dtype)  # (h, w)
@@ -150,8 +151,7 @@ def _eigenvalues(size: int, dtype: np.dtype[Any]) -> Planes:
 
 
 def _transform(rows: Planes, planes: Planes, columns: Planes) -> Planes:
-    channels, height, width = planes.shape
-    along_rows = (planes.reshape(channels * height, width) @ columns).reshape(planes.shape)
+    along_rows = (planes.reshape(-1, planes.shape[-1]) @ columns).reshape(planes.shape)
     return np.matmul(rows, along_rows)
 
 

@@ -67,7 +67,8 @@ def choose_held_out(count: int, share: float, seed: int) -> np.ndarray:
     At least one image is held out and two are left; raises UserError where that cannot be.
     """
     if count < 3:
-        raise UserError(f"{count} good images are too few to learn from and to hold one out: at least 3 are needed.")
+        images = "1 good image is" if count == 1 else f"{count} good images are"
+        raise UserError(f"{images} too few to learn from and to hold one out: at least 3 are needed.")
     number = min(max(1, round(share * count)), count - 2)
     chosen = np.random.default_rng([seed, 1]).permutation(count)[:number]
     return np.isin(np.arange(count), chosen)

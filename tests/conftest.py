@@ -6,11 +6,14 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.project import Project, make_project
 from tests.servers import S3Server, s3_server
 
+hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is no fault
+hypothesis.settings.load_profile("patient")
 MakeCapsule = Callable[..., Path]
 _MLFLOW_VARIABLES = (
     "MLFLOW_TRACKING_URI",

@@ -57,6 +57,11 @@ def test_rectangle_solution_leaves_no_residual(shape: tuple[int, int]) -> None:
         assert np.abs(convolve2d(plane, FIVE_POINT, "valid") - wanted).max() < 1e-8
 
 
+def test_patches_of_one_size_are_solved_at_once() -> None:
+    rhs = np.random.default_rng(0).normal(scale=100, size=(4, 3, 21, 34))
+    np.testing.assert_allclose(solve_rectangle(rhs), [solve_rectangle(each) for each in rhs], atol=1e-9)
+
+
 def test_float32_is_within_a_hundredth_of_a_grey_level() -> None:
     target, source, mask = smooth_image(0, 200, 160), smooth_image(1, 200, 160, 0.7), np.ones((200, 160), bool)
     single = blend_rectangle(target, source, mask)
