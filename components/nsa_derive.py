@@ -26,6 +26,8 @@ _SMALLEST_SIDE = 10  # pixels: without its border, a square of them has over SMA
 _RING = 0.04  # of the side: what counts as the image's rim
 _PLAIN_RIM, _OBJECT_INSIDE, _SEPARATION = 0.05, 0.15, 0.7
 _ALIGNED = 0.6
+_CELLS = 8  # a side
+_UNEVEN = 3.0  # photographs of brick, gravel and grass have 1 to 2, brushed metal in uneven light 6
 _THIN = 0.25
 _LOWER_BOUND = 0.03
 _UPPER_BOUNDS = (0.06, 0.4)
@@ -43,9 +45,10 @@ class NsaStatistics:
 
     background, tolerance: grey levels. separation: share of the variance of distances to the background that the
     tolerance explains. rim_share, inner_share, object_share: of pixels beyond the tolerance, at the rim, in the middle
-    half and everywhere. alignment: median correlation of two images. extent: height and width of the object's box,
-    thickness: diameter of its largest inner circle, as shares of the side. differences: quantiles .1, .25, .5, .75, .9
-    and mean of the continuous label, in grey levels. kind: "object" or "texture".
+    half and everywhere. alignment: median correlation of two images. unevenness: how much more than its neighbours a
+    place differs in fineness from any other, as a ratio of variances, 1 for a uniform texture. extent: height and
+    width of the object's box, thickness: diameter of its largest inner circle, as shares of the side. differences:
+    quantiles .1, .25, .5, .75, .9 and mean of the continuous label, in grey levels. kind: "object" or "texture".
     """
 
     kind: str
@@ -57,6 +60,7 @@ class NsaStatistics:
     inner_share: float
     object_share: float
     alignment: float
+    unevenness: float
     extent: tuple[float, float]
     thickness: float
     differences: tuple[float, ...]
@@ -73,9 +77,10 @@ def derive_params(
 
     Background: the rim's median grey level, and a tolerance half-way between Otsu's two classes of distances to it;
     taken only if the rim is plain and the middle is not. Object: has such a background, or is aligned. Size bounds: .45
-    of an aligned object's box, .8 of the thickness of any other. Midpoint x0: the mean difference of trial samples, or
-    their lower quartile for an object that is not aligned, where small changes count already; steepness 2.4 / x0.
-    Raises UserError (NoPatchError) if the images are too small for any patch.
+    of an aligned object's box, .8 of the thickness of any other. Gradients: the source's, and mixed for a texture that
+    looks the same everywhere, where a patch with the source's alone would not be seen. Midpoint x0: the mean difference
+    of trial samples, or their lower quartile for an object that is not aligned, where small changes count already;
+    steepness 2.4 / x0. Raises UserError (NoPatchError) if the images are too small for any patch.
     """
     statistics = _geometry(np.stack([image.mean(axis=-1, dtype=np.float32) for image in images]), given)
     params = apply_given(_shape_params(statistics, min(images[0].shape[:2])), given)
@@ -180,6 +185,7 @@ def _geometry(grey: Grey, given: NsaSection) -> NsaStatistics:
         inner_share=shares[1],
         object_share=float(beyond.mean()) if masked else 1.0,
         alignment=alignment,
+        unevenness=_unevenness(grey),
         extent=extent,
         thickness=thickness,
         differences=(),
@@ -191,7 +197,7 @@ def _shape_params(statistics: NsaStatistics, side: int) -> NsaParams:
     masked: dict[str, Any] = (
         {"background": statistics.background, "tolerance": statistics.tolerance} if statistics.tolerance else {}
     )
-    least = max(_LOWER_BOUND, round(_SMALLEST_SIDE / 2 / side, 3))
+    least = min(max(_LOWER_BOUND, round(_SMALLEST_SIDE / 2 / side, 3)), _UPPER_BOUNDS[1])
     if statistics.kind == "texture":
         bounds = least, _UPPER_BOUNDS[1]
         return NsaParams(
@@ -200,7 +206,7 @@ def _shape_params(statistics: NsaStatistics, side: int) -> NsaParams:
             width_bounds=bounds,
             resize_bounds=(0.5, 2.0),
             patches=4,
-            gradients="mixed",
+            gradients="source" if statistics.unevenness > _UNEVEN else "mixed",
             **masked,
         )
     thin = statistics.thickness < _THIN
@@ -260,6 +266,24 @@ def _alignment(grey: Grey) -> float:
     coarse = coarse[norms > 0] / norms[norms > 0, None]
     pairs = np.triu_indices(len(coarse), 1)
     return float(np.median((coarse @ coarse.T)[pairs])) if len(pairs[0]) else 0.0
+
+
+def _unevenness(grey: Grey) -> float:
+    """Variance of the log fineness of cells over half the mean squared difference of neighbours; 1 for flat images.
+
+    Fineness: mean grey-level step from pixel to pixel, down and across, which is what a Poisson blend carries over.
+    """
+    cell = max(min(grey.shape[1:]) // _CELLS, 1)
+    ratios = []
+    for axis in (1, 2):
+        steps = np.abs(np.diff(grey, axis=axis))
+        rows, columns = (side // cell for side in steps.shape[1:])
+        cells = steps[:, : rows * cell, : columns * cell].reshape(len(grey), rows, cell, columns, cell)
+        fineness = np.log1p(cells.mean(axis=(2, 4), dtype=np.float64))  # (N, rows, columns)
+        near = np.concatenate([np.diff(fineness, axis=along).ravel() ** 2 for along in (1, 2)])
+        if len(near) and near.mean() > 0:
+            ratios.append(2 * fineness.var() / near.mean())
+    return float(np.mean(ratios)) if ratios else 1.0
 
 
 def _object_size(beyond: NDArray[np.bool_]) -> tuple[tuple[float, float], float]:

@@ -1,6 +1,7 @@
 """The NSA generator against the paper's definitions, written out with scikit-image and OpenCV on whole images."""
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import scipy.stats
+import skimage.data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -27,6 +29,7 @@ from components.nsa import (
     Box,
     Label,
     Method,
+    NoPatchError,
     NsaParams,
     NsaSample,
     Prepared,
@@ -301,6 +304,46 @@ def test_settings_are_derived_from_good_images() -> None:
     flat, statistics = derive_params([np.full((64, 64, 3), 9, np.uint8)] * 2, "flat")
     assert statistics.differences == ()
     assert flat.background is None
+
+
+def brushed(seed: int, side: int = 128) -> np.ndarray:
+    """A texture whose contrast differs from place to place and from image to image, such as metal in uneven light."""
+    generator = np.random.default_rng(seed)
+    contrast = gaussian_filter(generator.normal(size=(side, side)), side / 4)
+    contrast = np.exp(0.5 * contrast / contrast.std() + 0.3 * generator.normal())
+    return (120 + 0.4 * contrast[..., None] * (texture(seed, side, side) - 120.0)).clip(0, 255).astype(np.uint8)
+
+
+def test_textures_that_look_the_same_everywhere_are_blended_with_mixed_gradients_and_others_are_not() -> None:
+    uneven, measured = derive_params([brushed(seed) for seed in range(12)], "metal")
+    assert (measured.kind, uneven.gradients) == ("texture", "source")
+    assert measured.unevenness > 4
+    noise = np.random.default_rng(0).integers(90, 160, (12, 96, 96, 1), dtype=np.uint8).repeat(3, axis=3)
+    _, measured = derive_params(list(noise), "noise")
+    assert measured.unevenness == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("photograph", [skimage.data.brick, skimage.data.gravel, skimage.data.grass])
+@pytest.mark.parametrize("side", [96, 256])
+def test_a_photographed_texture_takes_mixed_gradients(photograph: Callable[[], np.ndarray], side: int) -> None:
+    corners = np.random.default_rng(0).integers(0, 512 - side, (12, 2))
+    tiles = [photograph()[y : y + side, x : x + side, None].repeat(3, axis=2) for y, x in corners]
+    params, measured = derive_params(tiles, "photograph")
+    assert (measured.kind, params.gradients) == ("texture", "mixed")
+    assert 0.8 < measured.unevenness < 2.3
+
+
+def test_flat_images_are_uniform() -> None:
+    for side in (24, 40):
+        _, measured = derive_params([np.full((side, side, 3), 90, np.uint8)] * 2, "flat")
+        assert measured.unevenness == 1
+
+
+@pytest.mark.parametrize("side", [5, 12, 16])
+def test_settings_of_images_smaller_than_the_smallest_patch_are_refused_with_the_rule(side: int) -> None:
+    for images in ([texture(seed, side, side) for seed in range(3)], [disc(seed, side, side) for seed in range(3)]):
+        with pytest.raises(NoPatchError, match=SIZE_RULE):
+            derive_params(images, "tiny")
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared inspection images are not on this machine")
