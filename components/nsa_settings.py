@@ -44,7 +44,7 @@ def nsa_params_of(
         chosen = [images[row] for row in spread(np.arange(len(images)))]
         params, measured = derive_params(chosen, category, seed, given=section)
     report = {"settings": section.settings, **_described(params, measured, category, section)}
-    return replace(params, method=method, label=label), report
+    return _for_method(params, method, label, report), report
 
 
 def paper_row(category: str) -> NsaParams:
@@ -75,14 +75,20 @@ def load_nsa_params(
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in report["params"].items()
     }
-    return replace(NsaParams(**values), method=method, label=label), report
+    return _for_method(NsaParams(**values), method, label, report), report
+
+
+def _for_method(params: NsaParams, method: Method, label: Label, report: dict[str, Any]) -> NsaParams:
+    """PII mixes gradients on objects too, unless told otherwise (Tan et al. 2021; as a baseline of the NSA paper)."""
+    told = method != "pii" or report["values"]["gradients"]["from"] == GIVEN
+    return replace(params, method=method, label=label, gradients=params.gradients if told else "mixed")
 
 
 def _described(params: NsaParams, measured: NsaStatistics | None, category: str, section: NsaSection) -> dict[str, Any]:
     if measured:
         kind, aligned = measured.kind, measured.aligned
     else:
-        kind = "texture" if params.gradients == "mixed" else "object"
+        kind = "texture" if paper_row(category).gradients == "mixed" else "object"
         aligned = kind == "object" and category not in UNALIGNED
     values = {
         "object": kind,

@@ -136,7 +136,8 @@ class NsaSection(_Section):
     mask: whether patches must lie on the object, which is what differs from the background: "none" asks no rule.
     background, tolerance: mean grey level of the background, and how far the object's differs more.
     height, width: bounds of half a patch's side as shares of the image's; resize: of the resize factor.
-    max_patches: most patches of a sample. gradients: of the Poisson blend.
+    max_patches: most patches of a sample. gradients: of the Poisson blend; "mixed-opencv" chooses by OpenCV's rule, as
+    the official code does, and not on each axis.
     min_object: least share of a patch on the object. min_overlap: least share of a patch's object on the target's.
     tries: places tried for either rule. k, x0: steepness and midpoint of the logistic label, in grey levels.
     faithful: overlapping patches overwrite each other's label as in the official code, instead of being joined.
@@ -154,7 +155,7 @@ class NsaSection(_Section):
     width: Auto[tuple[float, float]] = None
     resize: Auto[tuple[float, float]] = None
     max_patches: Auto[Annotated[int, Field(ge=1, le=16)]] = None
-    gradients: Literal["auto", "source", "mixed"] = "auto"
+    gradients: Literal["auto", "source", "mixed", "mixed-opencv"] = "auto"
     min_object: Auto[Annotated[float, Field(ge=0, lt=1)]] = None
     min_overlap: Auto[Annotated[float, Field(ge=0, lt=1)]] = None
     tries: int = Field(200, ge=1, le=10_000)

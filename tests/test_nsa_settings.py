@@ -104,6 +104,24 @@ def test_the_papers_row_is_taken_as_it_stands() -> None:
 def test_the_baselines_have_the_same_settings() -> None:
     params, _ = nsa_params_of(given(settings="paper"), WEAVES, "tile", method="pii", label="factor")
     assert (params.method, params.label, params.patches) == ("pii", "factor", 4)
+    for settings in ("paper", "derived"):
+        found = {
+            (method, asked): nsa_params_of(
+                given(settings=settings, gradients=asked), DISCS, "bottle", method=method, label="factor"
+            )[0].gradients
+            for method in ("fpi", "pii")
+            for asked in ("auto", "source", "mixed-opencv")
+        }
+        assert (found["fpi", "auto"], found["pii", "auto"]) == ("source", "mixed")
+        assert {found[method, "source"] for method in ("fpi", "pii")} == {"source"}
+        assert found["pii", "mixed-opencv"] == "mixed-opencv"
+
+
+def test_a_texture_of_the_paper_stays_one_with_other_gradients() -> None:
+    """Its kind decides what the network sees of it."""
+    params, report = nsa_params_of(given(settings="paper", gradients="source"), WEAVES, "carpet")
+    assert (params.gradients, report["kind"]) == ("source", "texture")
+    assert nsa_params_of(given(settings="paper", gradients="mixed"), WEAVES, "bottle")[1]["kind"] == "object"
 
 
 def test_what_cannot_be_is_said_in_words() -> None:
@@ -190,6 +208,7 @@ def test_settings_statistics_and_a_sheet_are_written(stage: Stage, capsys: pytes
     assert capsys.readouterr().err == ""
     with Image.open(PREPARED / "nsa_sheet.png") as sheet:
         assert min(sheet.size) >= 8 * 80
+    assert load_nsa_params(PREPARED, "pii", "factor")[0].gradients == "mixed"
     params, _ = load_nsa_params(PREPARED, label="binary")
     prepared = load_prepared(PREPARED)
     good = np.asarray(prepared.images[prepared.fit_rows])
