@@ -13,6 +13,7 @@ from flows.arrival_cli import ingest, review_app
 from flows.data_cli import data_app
 from flows.environment import enter_project
 from flows.tables import print_table
+from flows.warm_stages import warm_stages
 
 app = typer.Typer(
     name="flawline",
@@ -158,10 +159,13 @@ def _retrain(categories: list[str], *, force: bool = False, with_demo: bool = Fa
     """Run the flow; returns the categories that failed. A Prefect server that does not answer is a user's error."""
     from httpx import HTTPError
 
-    from flows.pipeline import retrain  # seconds to import: only when all that was asked for is possible
+    from components.params import load_params
 
     try:
-        return retrain(categories, force=force, with_demo=with_demo)
+        with warm_stages(load_params().threads):
+            from flows.pipeline import retrain  # seconds to import: only when all that was asked for is possible
+
+            return retrain(categories, force=force, with_demo=with_demo)
     except HTTPError as error:
         raise UserError(
             f"The Prefect server does not answer ({type(error).__name__}): check PREFECT_API_URL, or unset it, and run "

@@ -15,6 +15,7 @@ from components.fingerprint import relevant_params
 from components.params import load_params
 from components.places import Places
 from flows.stages import DEMO, STAGES, StageFailedError, reproduce, target_of
+from flows.warm_stages import warm_stages
 
 
 def _is_passing(_task: Any, _run: Any, state: Any) -> bool:
@@ -65,11 +66,12 @@ def retrain(categories: Sequence[str], force: bool = False, with_demo: bool = Fa
     with_demo: build the demo data set first.
     """
     params = load_params()
-    if with_demo:
-        make_demo_data()
-    parent = tracking.start_parent_run(_run_name(categories), categories, relevant_params(params))
-    os.environ[tracking.PARENT_VARIABLE] = parent.run_id
-    failed = [category for category in categories if not _succeeds(category, force)]
+    with warm_stages(params.threads):
+        if with_demo:
+            make_demo_data()
+        parent = tracking.start_parent_run(_run_name(categories), categories, relevant_params(params))
+        os.environ[tracking.PARENT_VARIABLE] = parent.run_id
+        failed = [category for category in categories if not _succeeds(category, force)]
     for category in failed:  # what has a model has its report in its own run
         _attach_report(parent, category)
     tracking.finish_parent_run(parent, succeeded=not failed)

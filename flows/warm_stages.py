@@ -1,0 +1,116 @@
+"""Stages forked from one process that has imported the big libraries already, so that none of them waits for imports.
+
+Importing torch, MLflow and Great Expectations takes most of a short stage's time. While a flow runs, `infra/stage`
+hands its command to the process of this module (`python -m flows.warm_stages`), which forks; without it, or when
+it cannot be reached, the stage starts an interpreter of its own. The code of the project itself is never preloaded.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+ADDRESS = "FLAWLINE_WARM_STAGES"
+PRELOADED = ("great_expectations", "torch", "timm", "mlflow", "safetensors.torch", "matplotlib.figure", "scipy.ndimage")
+MOST_BYTES = 1 << 20
+
+
+@contextlib.contextmanager
+def warm_stages(threads: int) -> Iterator[None]:
+    """Keep a process ready from which stages are forked, unless there is one; it ends with the block, or with us.
+
+    threads: of numerical libraries, which read it when they are imported.
+    """
+    if ADDRESS in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="flawline-") as folder, socket.socket(socket.AF_UNIX) as listener:
+        address = os.path.join(folder, "stages")
+        listener.bind(address)
+        listener.listen()  # stages that come too early wait here
+        with _started(listener, threads) as process:
+            os.environ[ADDRESS] = address
+            try:
+                yield
+            finally:
+                process.kill()  # it may still be importing
+                del os.environ[ADDRESS]
+
+
+def _started(listener: socket.socket, threads: int) -> "subprocess.Popen[bytes]":
+    numbers = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    command = [sys.executable, "-m", "flows.warm_stages", str(listener.fileno())]
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        env=os.environ | numbers,
+        pass_fds=[listener.fileno()],
+        start_new_session=True,
+    )
+
+
+def main(number: str) -> None:
+    """Import the libraries, and fork for each stage that a socket is asked for, until standard input is closed.
+
+    number: of the inherited file of the listening socket.
+    """
+    for name in PRELOADED:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what serves a stage
+    with socket.socket(fileno=int(number)) as listener:
+        while sys.stdin.fileno() not in select.select([listener.fileno(), sys.stdin.fileno()], [], [])[0]:
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                serve(connection)
+                return
+            connection.close()
+
+
+def serve(connection: socket.socket) -> None:
+    """Run the stage that a client asks for in a fork of this process, and tell the client its exit code.
+
+    The stage is killed when the client is gone.
+    """
+    message, files, _, _ = socket.recv_fds(connection, MOST_BYTES, 3)
+    if len(files) != 3:
+        return
+    stage = os.fork()
+    if stage == 0:
+        connection.close()
+        become(json.loads(message), files)
+        return
+    ended = os.pidfd_open(stage)
+    if connection.fileno() in select.select([connection.fileno(), ended], [], [])[0]:
+        os.kill(stage, signal.SIGKILL)
+    status = os.waitpid(stage, 0)[1]
+    with contextlib.suppress(OSError):
+        connection.send(str(os.waitstatus_to_exitcode(status)).encode())
+    os._exit(0)
+
+
+def become(request: dict[str, Any], files: list[int]) -> None:
+    """Run a stage's module as `python -m` would, with the client's streams, folder and environment."""
+    for target, file in enumerate(files):
+        os.dup2(file, target)
+        os.close(file)
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    sys.argv, sys.path[0] = request["arguments"], request["folder"]
+    runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
