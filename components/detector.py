@@ -14,20 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from components.backbone import HEAD, Encoder
-from components.density import (
-    Covariance,
-    Density,
-    GaussianDensity,
-    GaussianScorer,
-    KernelDensity,
-    KernelScorer,
-    Layout,
-    Scorer,
-    low_rank_scorer,
-)
+from components.density import Covariance, Density, GaussianDensity, GaussianScorer, Layout, Scorer, low_rank_scorer
 from components.gradcam import distance, gradcam
 from components.head import defect_logit
 from components.images import resize_image
+from components.kernel_density import KernelDensity, KernelScorer
 from components.levelwise import LevelwiseDensity, LevelwiseScorer, split_levels
 from components.upsampling import spread_patches
 

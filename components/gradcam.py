@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from components.backbone import Encoder
-from components.density import GaussianScorer, KernelScorer, Scorer
+from components.density import GaussianScorer, Scorer
+from components.kernel_density import KernelScorer
 from components.levelwise import LevelwiseScorer
 
 Target = Callable[[Mapping[str, Tensor]], Tensor]

@@ -19,9 +19,10 @@ from sklearn.covariance import empirical_covariance, ledoit_wolf, oas
 from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KernelDensity as SklearnKernelDensity
 
-from components import density as density_module
-from components.density import Covariance, GaussianDensity, GaussianScorer, KernelDensity, KernelScorer, Layout
+from components.density import Covariance, GaussianDensity, GaussianScorer, Layout, low_rank_scorer
 from components.errors import UserError
+from components.kernel_density import KernelDensity, KernelScorer
+from components.shrinkage import leading_eigenpairs
 
 COVARIANCES = get_args(Covariance)
 LAYOUTS = get_args(Layout)
@@ -35,6 +36,12 @@ def features(n: int, layout: str, d: int = 6, locations: int = 5, seed: int = 0)
     x = rng.normal(size=(n, locations, d)) @ mix + rng.exponential(size=(n, locations, d)) + 10
     x *= np.arange(1, locations + 1)[:, None]
     return x[:, 0] if layout == "image" else x
+
+
+def limit_chunks(patch: pytest.MonkeyPatch, size: int) -> None:
+    """Let statistics and scores hold about `size` bytes at a time."""
+    for module in ("density", "moments"):
+        patch.setattr(f"components.{module}.CHUNK_BYTES", size)
 
 
 def assert_same_density(a: GaussianDensity, b: GaussianDensity, probe: np.ndarray, rtol: float = 1e-10) -> None:
@@ -158,7 +165,7 @@ def test_any_order_of_adding_and_removing_equals_a_refit(data: st.DataObject) ->
 
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = {layout: GaussianDensity(layout).fit(features(50, layout)) for layout in LAYOUTS}
-    monkeypatch.setattr(density_module, "CHUNK_BYTES", 700)  # a few rows; two locations at a time
+    limit_chunks(monkeypatch, 700)  # a few rows; two locations at a time
     for layout in LAYOUTS:
         x = features(50, layout)
         chunked = GaussianDensity(layout).fit(x)
@@ -169,7 +176,7 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_memory_of_a_fit_is_bounded_by_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(density_module, "CHUNK_BYTES", 1 << 16)
+    limit_chunks(monkeypatch, 1 << 16)
 
     def peak(chunks: int) -> int:
         stream: Iterator[np.ndarray] = (features(500, "image", 16, 1, seed) for seed in range(chunks))
@@ -390,7 +397,7 @@ def test_scores_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> N
         one_by_one = np.concatenate([fitted.score(x[i : i + 1]) for i in range(40)])
         np.testing.assert_allclose(one_by_one, whole, rtol=1e-12)
         with monkeypatch.context() as patch:
-            patch.setattr(density_module, "CHUNK_BYTES", 700)
+            limit_chunks(patch, 700)
             np.testing.assert_allclose(fitted.score(x), whole, rtol=1e-12)
 
 
@@ -463,8 +470,9 @@ def test_kernel_density_refuses_what_it_cannot_use() -> None:
     assert np.isfinite(KernelDensity().fit(features(2, "image")).score(features(3, "image"))).all()
 
 
-def test_importing_the_module_imports_neither_torch_nor_scikit_learn() -> None:
-    code = "import sys, components.density; sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
+@pytest.mark.parametrize("module", ["density", "kernel_density"])
+def test_importing_the_module_imports_neither_torch_nor_scikit_learn(module: str) -> None:
+    code = f"import sys, components.{module}; sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0
 
 
@@ -513,7 +521,7 @@ def test_rank_must_be_positive() -> None:
 def test_leading_eigenpairs_of_few_observations_are_those_of_the_whole_decomposition() -> None:
     x = np.random.default_rng(7).standard_normal((20, 90)) @ np.diag(np.geomspace(2, 0.05, 90))
     covariance = np.cov(x.T, bias=True)
-    values, vectors = density_module.leading_eigenpairs(covariance, rank=10, freedom=19)
+    values, vectors = leading_eigenpairs(covariance, rank=10, freedom=19)
     expected = np.linalg.eigh(covariance)[0][-10:]
     np.testing.assert_allclose(values, expected, rtol=1e-10)
     np.testing.assert_allclose(covariance @ vectors, vectors * values, atol=1e-10)
@@ -524,12 +532,12 @@ def test_low_rank_scorer_is_that_of_the_fitted_density(layout: Layout) -> None:
     x, probe = features(12, layout, d=20), features(9, layout, d=20, seed=1)
     x[:, ..., 3] = 1.0  # a feature that never varies
     expected = GaussianDensity(layout, "low-rank", 0.05, 5).fit(x).scorer().score(probe)
-    np.testing.assert_allclose(density_module.low_rank_scorer(x, layout, 0.05, 5).score(probe), expected, rtol=1e-4)
+    np.testing.assert_allclose(low_rank_scorer(x, layout, 0.05, 5).score(probe), expected, rtol=1e-4)
 
 
 def test_low_rank_scorer_of_constant_features_is_the_euclidean_distance() -> None:
     x = np.ones((4, 2, 6), np.float32)
-    scores = density_module.low_rank_scorer(x, "location", 0.25, 3).score(x + 1)
+    scores = low_rank_scorer(x, "location", 0.25, 3).score(x + 1)
     np.testing.assert_allclose(scores, np.sqrt(6 / 0.25), rtol=1e-6)
 
 

@@ -10,7 +10,7 @@ import pytest
 from components.backbone import Encoder, build_encoder
 from components.capsule import Capsule, load_capsule, save_capsule
 from components.compositions import candidates, pooled
-from components.density import Covariance, GaussianDensity, GaussianScorer, KernelScorer, Layout
+from components.density import Covariance, GaussianDensity, GaussianScorer, Layout
 from components.detector import Composition, MapKind, arrange
 from components.errors import UserError
 from components.exam import fold_numbers
@@ -26,6 +26,7 @@ from components.fit import (
     make_capsule,
 )
 from components.head import projection_head, save_head
+from components.kernel_density import KernelScorer
 from components.levelwise import LevelwiseScorer
 from components.methods import PRETRAINED
 from components.params import BackboneParams, FitParams, Params, parse_params
