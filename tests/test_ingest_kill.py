@@ -179,16 +179,15 @@ def test_a_killed_ingest_is_finished_by_the_next(arrived: Project, moment: str) 
 
 
 def after_a_copy() -> None:
-    from components.inbox_s3 import S3Inbox
+    from components.inbox_s3 import Move, S3Inbox
 
-    copy = S3Inbox._copy
+    place = S3Inbox._place
 
-    def fatal(self: S3Inbox, key: str, place: str, size: int, mark: str) -> str:
-        copy(self, key, place, size, mark)
+    def fatal(self: S3Inbox, prefix: str, move: Move) -> None:
+        place(self, prefix, move)
         die()
-        return ""
 
-    S3Inbox._copy = fatal  # type: ignore[method-assign]
+    S3Inbox._place = fatal  # type: ignore[method-assign]
 
 
 def after_a_reason() -> None:
