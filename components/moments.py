@@ -7,13 +7,15 @@ Source: pairwise merging of moments, Chan, Golub and LeVeque, "Updating formulae
 sample variances" (1979), here carried to the fourth order.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, Self
 
 import numpy as np
+from threadpoolctl import threadpool_info, threadpool_limits
 
-# About so much memory do temporary arrays take at a time, here and where features are scored.
+# About so much memory do temporary arrays of one thread take at a time, here and where features are scored.
 CHUNK_BYTES = 1 << 24
 
 
@@ -147,16 +149,39 @@ def combine_blockwise(total: Moments, other: Moments, sign: Literal[1, -1]) -> N
 
 
 def accumulate(total: Moments, x: np.ndarray, sign: Literal[1, -1]) -> None:
-    """Add or remove x (N, G, D) in place, holding about CHUNK_BYTES of float64 at a time."""
+    """Add or remove x (N, G, D) in place, holding about CHUNK_BYTES of float64 for each thread at a time."""
     start, count = total.count, total.count
     for groups in group_blocks(*total.mean.shape):
         block = total.of_groups(groups)
         block.count = start
         rows = max(1, CHUNK_BYTES // (8 * block.mean.size))
-        for i in range(0, len(x), rows):
-            combine(block, central_moments(x[i : i + rows, groups], total.scatter_summed), sign)
+        for moments in _of_chunks([x[i : i + rows, groups] for i in range(0, len(x), rows)], total.scatter_summed):
+            combine(block, moments, sign)
         count = block.count
     total.count = count
+
+
+def _of_chunks(chunks: Sequence[np.ndarray], scatter_summed: bool) -> Iterator[Moments]:
+    """Moments of each chunk in order; as many chunks at a time as BLAS has threads, each with one of them.
+
+    Half of a chunk's time is not BLAS's, so that its threads alone would not share the work.
+    """
+
+    def compute(chunk: np.ndarray) -> Moments:
+        return central_moments(chunk, scatter_summed)
+
+    threads = blas_threads() if len(chunks) > 1 else 1
+    if threads == 1:
+        yield from map(compute, chunks)
+        return
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(chunks), threads):
+            yield from pool.map(compute, chunks[start : start + threads])
+
+
+def blas_threads() -> int:
+    """How many threads the BLAS of NumPy may use now."""
+    return max((library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"), default=1)
 
 
 def group_blocks(groups: int, dimensions: int) -> Iterator[slice]:
