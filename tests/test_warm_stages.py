@@ -23,7 +23,7 @@ print(json.dumps([sys.argv[1:], os.getcwd(), os.environ.get("WORD"), sys.stdin.r
 """
 REFUSE = 'import sys\nprint("out", flush=True)\nsys.exit("flawline: this cannot be")\n'
 FAIL = 'raise LookupError("nothing")\n'
-WAIT = 'import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(600)\n'  # fmt: skip
+WAIT = "import os, signal\nprint(os.getpid(), flush=True)\nsignal.pause()\n"
 DIE = "import os\nos.kill(os.getpid(), 9)\n"
 
 
