@@ -59,15 +59,14 @@ class FeatureBank:
 
         def make(missing: np.ndarray) -> Features:
             if kind is None:
-                return {level: value[:, None] for level, value in self._images(missing).items()}
+                made = self._extracted(self.prepared.images, missing)
+                return {level: value[:, None] for level, value in made.items()}
             return self._copies(missing, count, kind)
 
         if not self.keeps:
             return make(rows)
-        return self._kept.setdefault((kind, count), _Kept(len(self.prepared.images))).take(rows, make)
-
-    def _images(self, rows: np.ndarray) -> Features:
-        return self._extracted(self.prepared.images, rows)
+        kept = self._kept.setdefault((kind, count), _Kept(np.zeros(len(self.prepared.images), bool)))
+        return kept.take(rows, make)
 
     @torch.inference_mode()
     def _extracted(self, images: np.ndarray, rows: np.ndarray) -> Features:
@@ -111,19 +110,16 @@ def few_images(prepared: Prepared) -> bool:
 class _Kept:
     """Features by row; of rows that were never asked for, the memory is never touched."""
 
-    count: int
+    present: np.ndarray  # (N,) bool
     values: Features = field(default_factory=dict)
-    present: np.ndarray | None = None
 
     def take(self, rows: np.ndarray, make: Callable[[np.ndarray], Features]) -> Features:
         """Features of `rows`; `make` is called for those that are not there."""
-        if self.present is None:
-            self.present = np.zeros(self.count, bool)
         missing = rows[~self.present[rows]]
         if len(missing):
             for level, made in make(missing).items():
                 if level not in self.values:
-                    self.values[level] = torch.empty(self.count, *made.shape[1:], dtype=made.dtype)
+                    self.values[level] = torch.empty(len(self.present), *made.shape[1:], dtype=made.dtype)
                 self.values[level][missing] = made
             self.present[missing] = True
         return {level: value[rows] for level, value in self.values.items()}
