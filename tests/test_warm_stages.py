@@ -113,7 +113,7 @@ def test_a_stage_is_killed_with_its_client(folder: Path, warm: Mapping[str, str]
 def is_running(process: int) -> bool:
     try:
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
 
