@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 from urllib.parse import quote, unquote, unquote_to_bytes
 
-from components.image_table import printable
+from components.errors import printable
 from components.images import EXTENSIONS
 
 MAX_NAME_BYTES = 200  # of one part; file systems allow 255, and outcomes add a number and an ending

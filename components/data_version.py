@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from components.dataset import ImageRecord, image_files, list_records
-from components.errors import UserError
+from components.errors import UserError, printable
 from components.files import sync_file
-from components.image_table import printable
 from components.images import EXTENSIONS, ImageLimits, read_image, read_mask
 
 Manifest = Mapping[str, str]  # file name inside the category, with forward slashes -> MD5 of its content, 32 hex digits

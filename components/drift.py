@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from components.image_table import MEASURES
+from components.image_measures import MEASURES
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Is an arriving image one that is there already? Exact by bytes or pixels, near by perceptual hash."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from components.arrival_names import Refusal
-from components.image_facts import hash_of
+from components.image_measures import hash_of
 from components.perceptual_hash import HashIndex
 
 NEAR = frozenset({"near-duplicate", "near-test-image"})  # a person decides; what is exact needs none
@@ -36,8 +36,8 @@ class KnownImages:
             self._by_digest.setdefault(digest, name)
         self._index.add(name, hash_of(facts))
 
-    def check(self, sha256: str, facts: Mapping[str, Any], grey: np.ndarray) -> Refusal | None:
-        """Judge an image by the digest of its file, its facts, and its `perceptual_hash.small_grey`.
+    def check(self, sha256: str, facts: Mapping[str, Any], grey: Callable[[], np.ndarray]) -> Refusal | None:
+        """Judge an image by the digest of its file and its facts; few need their `perceptual_hash.small_grey` too.
 
         Codes: duplicate, test-image (exact); near-duplicate, near-test-image. A new image that shows a test image must
         never be learned, or the test would say nothing.
@@ -45,7 +45,8 @@ class KnownImages:
         for digest, words in ((sha256, "is the same file as"), (facts["pixels"], "shows the same pixels as")):
             if twin := self._by_digest.get(digest):
                 return Refusal("test-image" if twin in self._test else "duplicate", f"{words} {twin}")
-        nearest = self._index.nearest(hash_of(facts), grey)
+        own = hash_of(facts)
+        nearest = self._index.nearest(own, grey()) if self._index.may_be_near(own) else None
         if nearest is None or nearest[1] > self.near_distance:
             return None
         name, distance = nearest

@@ -1,4 +1,4 @@
-"""The one exception that is meant for a person's eyes."""
+"""The one exception that is meant for a person's eyes, and text that is fit for them."""
 
 import errno
 import os
@@ -22,3 +22,8 @@ def os_error_sentence(error: OSError) -> str:
             return f"There is no such file{where}."
         case _:
             return f"{error.strerror or error}{where}."
+
+
+def printable(text: str) -> str:
+    """The text with every character that does not print (control, direction, unpaired surrogate) as an escape."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -1,38 +1,19 @@
-"""What is kept of an image to compare others with it: digests, measures and a perceptual hash; never its pixels."""
+"""The facts of a category's images, kept from one look to the next."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from PIL import Image
 
 from components.dataset import Category, ImageRecord
 from components.errors import UserError
 from components.files import read_json, sha256_file, write_json
-from components.image_table import MEASURES, image_measures, pixel_digest, size_words
+from components.image_measures import MEASURES, Facts, image_facts
 from components.images import FORMATS, ImageLimits, read_image
-from components.perceptual_hash import own_hash, small_grey
 
 FORMAT = 1
-Facts = dict[str, Any]
-
-
-def image_facts(pixels: np.ndarray, mode: str, own: np.ndarray) -> Facts:
-    """Facts of one image, (H, W, 3) uint8 with its own perceptual hash, (288,) uint8, as a JSON-able dict.
-
-    pixels: digest of the pixels. size: "W×H". mode: Pillow's name. short_side: pixels. hash: the own perceptual hash,
-    in hex. brightness, contrast, sharpness, red_share, blue_share: see `image_table.image_measures`.
-    """
-    facts: Facts = {"pixels": pixel_digest(pixels), "size": size_words(pixels), "mode": mode}
-    facts |= {"short_side": min(pixels.shape[:2]), "hash": own.tobytes().hex()}
-    return facts | image_measures(pixels)
-
-
-def hash_of(facts: Mapping[str, Any]) -> np.ndarray:
-    """The own perceptual hash of an image, (288,) uint8."""
-    return np.frombuffer(bytes.fromhex(facts["hash"]), np.uint8)
 
 
 def category_facts(category: Category | None, limits: ImageLimits, cache: Path) -> pd.DataFrame:
@@ -69,7 +50,7 @@ def _read_facts(path: Path, limits: ImageLimits) -> Facts:
     except UserError:
         return {"pixels": None}
     with Image.open(path, formats=FORMATS) as header:
-        return image_facts(pixels, header.mode, own_hash(small_grey(pixels)))
+        return image_facts(pixels, header.mode)
 
 
 def _read_cache(cache: Path) -> dict[str, Any]:

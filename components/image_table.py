@@ -1,6 +1,5 @@
 """One row per image: what validation, drift checks and people want to know about a category's files."""
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,12 @@ import pandas as pd
 from PIL import Image
 
 from components.dataset import Category, ImageRecord
-from components.errors import UserError
+from components.errors import UserError, printable
 from components.files import digest_of, sha256_file
+from components.image_measures import MEASURES, hash_of, image_facts, size_words
 from components.images import FORMATS, ImageLimits, mask_values, read_image, read_mask
-from components.perceptual_hash import HashIndex, own_hash, small_grey
+from components.perceptual_hash import HashIndex, small_grey
 
-SHARPNESS_SIDE = 256
-MEASURES = ("brightness", "contrast", "sharpness", "red_share", "blue_share")
 _COLUMNS = (
     *("name", "split", "kind", "bytes", "sha256", "decodes", "error", "width", "height", "short_side", "size"),
     *("mode", "format", "pixels", "hash", *MEASURES, "duplicate_of", "leaked_from", "near_leak", "labelled_as"),
@@ -32,7 +30,7 @@ def image_table(category: Category, limits: ImageLimits, threads: int = 1, near_
         bytes, sha256: size and digest of the file. decodes: whether it can be read within `limits`; error: why not.
         width, height, short_side (pixels), size ("W×H"): as the eye sees it, after EXIF rotation.
         mode, format: Pillow's names. pixels: digest of the decoded RGB pixels.
-        brightness, contrast, sharpness, red_share, blue_share: see `image_measures`.
+        brightness, contrast, sharpness, red_share, blue_share: see `image_measures.image_measures`.
         duplicate_of: for an image, the first image of its split with the same pixels, if it is another one.
         leaked_from: for a test image, the first training image with the same pixels.
         near_leak: for any other test image, the training image that it looks like: of whose perceptual hash at most
@@ -65,41 +63,6 @@ def good_values(table: pd.DataFrame, measure: str, split: str) -> np.ndarray:
     return table.loc[(table["split"] == split) & (table["kind"] == "good"), measure].dropna().to_numpy()
 
 
-def printable(text: str) -> str:
-    """The text with every character that does not print (control, direction, unpaired surrogate) as an escape."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
-def image_measures(image: np.ndarray) -> dict[str, float]:
-    """Figures by which a moved camera or a failed lamp shows, of one image (H, W, 3) uint8 RGB.
-
-    brightness: mean luma (ITU-R 601), 0…255. contrast: standard deviation of luma. sharpness: variance of the
-    4-neighbour Laplacian of luma at 256 × 256 pixels (Pech-Pacheco et al., "Diatom autofocusing in brightfield
-    microscopy", ICPR 2000). red_share, blue_share: of the sum of all channels, 1/3 for grey or black images.
-    """
-    picture = Image.fromarray(image)
-    luma = picture.convert("L")
-    values = np.arange(256)
-    weights = np.array(luma.histogram()) / (luma.width * luma.height)  # (256,), sums to 1
-    brightness = float(values @ weights)
-    red, green, blue = np.array(picture.histogram()).reshape(3, 256) @ values
-    total = red + green + blue
-    return {
-        "brightness": brightness,
-        "contrast": float(np.sqrt((values - brightness) ** 2 @ weights)),
-        "sharpness": _laplacian_variance(luma),
-        "red_share": float(red / total) if total else 1 / 3,
-        "blue_share": float(blue / total) if total else 1 / 3,
-    }
-
-
-def _laplacian_variance(luma: Image.Image) -> float:
-    small = luma.resize((SHARPNESS_SIDE, SHARPNESS_SIDE), Image.Resampling.BOX)
-    grey = np.array(small, dtype=np.int16)  # (256, 256)
-    laplacian = 4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
-    return float(laplacian.var(dtype=np.float64))
-
-
 def _mask_folders(category: Category) -> dict[str, str]:
     """The folder in ground_truth of each defect kind for which it holds anything: then each image needs a mask."""
     kinds = {record.kind for record in category.records if not record.is_good}
@@ -125,10 +88,9 @@ def _image_facts(record: ImageRecord, limits: ImageLimits) -> dict[str, Any]:
     except UserError as error:
         return {"decodes": False, "error": _problem(error, record.path)}
     with Image.open(record.path, formats=FORMATS) as header:
-        facts = {"decodes": True, "mode": header.mode, "format": header.format}
+        mode, format = header.mode, header.format
     height, width = image.shape[:2]
-    facts |= {"width": width, "height": height, "short_side": min(width, height), "size": size_words(image)}
-    return facts | {"pixels": pixel_digest(image), "hash": own_hash(small_grey(image))} | image_measures(image)
+    return {"decodes": True, "format": format, "width": width, "height": height} | image_facts(image, mode)
 
 
 def _mask_facts(masks: tuple[Path, ...], root: Path, limits: ImageLimits, size: str | None) -> dict[str, Any]:
@@ -164,16 +126,6 @@ def _name(path: Path, root: Path) -> str:
     return printable(path.relative_to(root).as_posix())
 
 
-def size_words(image: np.ndarray) -> str:
-    """The size of an image (H, W, …) as people write it: "W×H"."""
-    return f"{image.shape[1]}×{image.shape[0]}"
-
-
-def pixel_digest(image: np.ndarray) -> str:
-    """SHA-256 of an image's shape and pixels (H, W, 3) uint8, as 64 hex digits, whatever file holds them."""
-    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
-
-
 def _with_duplicates(table: pd.DataFrame) -> pd.DataFrame:
     """Fill `duplicate_of`, `leaked_from` and `labelled_as` from the digests of the pixels."""
     is_train = table["split"] == "train"
@@ -197,12 +149,12 @@ def _with_near_leaks(table: pd.DataFrame, category: Category, limits: ImageLimit
     index = HashIndex()
     known = table["pixels"].notna()
     for row in table[known & (table["split"] == "train")].to_dict("records"):
-        index.add(row["name"], row["hash"])
+        index.add(row["name"], hash_of(row))
     found = dict.fromkeys(table.index)
     for place, row in table[known & (table["split"] == "test") & table["leaked_from"].isna()].iterrows():
-        if index.may_be_near(row["hash"]):
+        if index.may_be_near(hash_of(row)):
             grey = small_grey(read_image(category.records[place].path, limits))
-            nearest = index.nearest(row["hash"], grey)
+            nearest = index.nearest(hash_of(row), grey)
             found[place] = nearest[0] if nearest and nearest[1] <= distance else None
     table["near_leak"] = pd.Series(found, dtype=object)
     return table.drop(columns="hash")

@@ -4,31 +4,26 @@ Cheap and certain checks come first: the door, exact and near duplicates, the ca
 batch, and at last the present champion's opinion. The first reason that is found counts.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-from threadpoolctl import threadpool_limits
 
-from components.arrival_names import Refusal
 from components.arrival_suite import unfit_images
 from components.batch import Batch, Item
-from components.door import check_listing, open_arrival
+from components.door import check_listing
 from components.drift import Drift, find_drift
 from components.duplicates import NEAR, KnownImages
-from components.image_facts import Facts, image_facts
-from components.images import ImageLimits
+from components.first_look import Look
+from components.images import ImageLimits, read_image
 from components.params import Params
-from components.perceptual_hash import own_hash, small_grey
+from components.perceptual_hash import small_grey
 
 if TYPE_CHECKING:
     from components.capsule import Capsule
 
-CHUNK = 256  # images that may be opened ahead of the search for duplicates: what is kept of them has 64 kB each
 Outcome = Literal["accepted", "held", "quarantine"]
 
 
@@ -75,11 +70,12 @@ def check_entry(item: Item, params: Params) -> Verdict | None:
 
 
 def judge(
-    batch: Batch, items: Sequence[Item], history: pd.DataFrame, held: Sequence[Mapping[str, Any]],
-    capsule: "Capsule | None", params: Params,
+    batch: Batch, items: Sequence[Item], looks: Mapping[int, Look], history: pd.DataFrame,
+    held: Sequence[Mapping[str, Any]], capsule: "Capsule | None", params: Params,
 ) -> Judgement:  # fmt: skip
-    """Judge the fetched files of a batch.
+    """Judge the fetched files of a batch, in their order.
 
+    looks: what the first look at each file found, by its item's number.
     history: the category's images (`image_facts.category_facts`). held: of each held image name, sha256 and facts.
     capsule: the champion; without one nothing is screened.
     """
@@ -87,7 +83,7 @@ def judge(
     known.add_category(history)
     for image in held:
         known.add(image["name"], image["sha256"], image["facts"])
-    verdicts = list(_open_all(batch, items, known, params))
+    verdicts = [_compared(item, looks[item.number], known, batch, params) for item in items]
     verdicts = _fit(verdicts, history, params)
     verdicts, drift = _drifted(verdicts, history, params)
     if capsule is not None:
@@ -95,45 +91,20 @@ def judge(
     return Judgement(verdicts, drift)
 
 
-def _open_all(batch: Batch, items: Sequence[Item], known: KnownImages, params: Params) -> Iterator[Verdict]:
-    """Open every file, several at once, and look for duplicates in the order of the items."""
-    limits = arrival_limits(params)
+def _compared(item: Item, look: Look, known: KnownImages, batch: Batch, params: Params) -> Verdict:
+    """Quarantine what the door refused, look for duplicates of what it let in, and know that from now on."""
+    if look.facts is None:
+        return Verdict(item.number, "quarantine", look.code, look.words)
 
-    def read(item: Item) -> "tuple[Item, Refusal | _Read]":
-        return item, _read(batch, item, limits)
+    def grey() -> np.ndarray:
+        return small_grey(read_image(batch.raw(item), arrival_limits(params)))
 
-    # Each image has a thread already: threads of the linear algebra beside these would only wait for each other.
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(params.threads) as pool:
-        for item, found in chain.from_iterable(pool.map(read, items[at : at + CHUNK]) for at in _starts(items)):
-            if isinstance(found, Refusal):
-                yield Verdict(item.number, "quarantine", *found)
-                continue
-            twin = known.check(found.sha256, found.facts, found.grey)
-            known.add(item.shown, found.sha256, found.facts)
-            if twin is None:
-                yield Verdict(item.number, "accepted", sha256=found.sha256, facts=found.facts)
-            else:
-                outcome: Outcome = "held" if twin.code in NEAR else "quarantine"
-                yield Verdict(item.number, outcome, *twin, found.sha256, found.facts)
-
-
-@dataclass(frozen=True)
-class _Read:
-    sha256: str
-    facts: Facts
-    grey: np.ndarray  # (256, 256) uint8, for the perceptual hashes
-
-
-def _read(batch: Batch, item: Item, limits: ImageLimits) -> "Refusal | _Read":
-    opened = open_arrival(batch.raw(item).read_bytes(), item.shown, limits)
-    if isinstance(opened, Refusal):
-        return opened
-    grey = small_grey(opened.pixels)
-    return _Read(opened.sha256, image_facts(opened.pixels, opened.mode, own_hash(grey)), grey)
-
-
-def _starts(items: Sequence[Item]) -> range:
-    return range(0, len(items), CHUNK)
+    twin = known.check(look.sha256, look.facts, grey)
+    known.add(item.shown, look.sha256, look.facts)
+    if twin is None:
+        return Verdict(item.number, "accepted", sha256=look.sha256, facts=look.facts)
+    outcome: Outcome = "held" if twin.code in NEAR else "quarantine"
+    return Verdict(item.number, outcome, *twin, look.sha256, look.facts)
 
 
 def _fit(verdicts: Sequence[Verdict], history: pd.DataFrame, params: Params) -> list[Verdict]:

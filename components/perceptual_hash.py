@@ -67,28 +67,33 @@ class HashIndex:
     """The hashes of known images, by name."""
 
     names: list[str] = field(default_factory=list)
-    _rows: np.ndarray = field(default_factory=lambda: np.empty((64, BYTES), np.uint8))
+    _words: np.ndarray = field(default_factory=lambda: np.empty((BYTES // 8, 64), np.uint64))  # one hash a column
 
     def add(self, name: str, own: np.ndarray) -> None:
         """Add an image's own hash, (288,) uint8."""
-        if len(self.names) == len(self._rows):
-            self._rows = np.concatenate([self._rows, np.empty_like(self._rows)])
-        self._rows[len(self.names)] = own
+        if len(self.names) == self._words.shape[1]:
+            self._words = np.concatenate([self._words, np.empty_like(self._words)], axis=1)
+        self._words[:, len(self.names)] = own.view(np.uint64)
         self.names.append(name)
 
     def may_be_near(self, own: np.ndarray) -> bool:
         """Whether `nearest` would find any: what it needs the `small_grey` for takes longer than this question."""
-        return bool((_shares(self._rows[: len(self.names)] ^ own) <= COARSE).any())
+        return self._close(own).size > 0
 
     def nearest(self, own: np.ndarray, grey: np.ndarray) -> tuple[str, float] | None:
         """The known image nearest to one with this hash and `small_grey`, and its distance; None where none is near."""
-        rows = self._rows[: len(self.names)]
-        close = np.flatnonzero(_shares(rows ^ own) <= COARSE)
+        close = self._close(own)
         if not close.size:
             return None
-        distances = _shares(rows[close, None] ^ moved_hashes(grey)[None]).min(axis=1)  # (C, 9, 288) -> (C,)
+        known = np.ascontiguousarray(self._words[:, close].T).view(np.uint8)  # (C, 288)
+        distances = _shares(known[:, None] ^ moved_hashes(grey)[None]).min(axis=1)  # (C, 9, 288) -> (C,)
         best = int(distances.argmin())
         return self.names[close[best]], float(distances[best])
+
+    def _close(self, own: np.ndarray) -> np.ndarray:
+        """Places of the known images that may show the same as one with this hash: (C,) int64."""
+        differing = np.bitwise_count(self._words[:, : len(self.names)] ^ own.view(np.uint64)[:, None])  # (36, N)
+        return np.flatnonzero(differing.sum(axis=0, dtype=np.uint16) <= COARSE * BITS)
 
 
 def _centred(grey: np.ndarray) -> np.ndarray:

@@ -11,8 +11,8 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from components.dataset import Category
-from components.errors import UserError
-from components.image_table import good_values, printable
+from components.errors import UserError, printable
+from components.image_table import good_values
 from components.images import ImageLimits, read_image
 
 THUMBNAIL = 112  # pixels on the longer side

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from components.dataset import Category, list_category
-from components.errors import UserError
+from components.errors import UserError, printable
 from components.files import new_directory, write_json, write_text
-from components.image_table import data_digest, good_values, image_table, printable
+from components.image_table import data_digest, good_values, image_table
 from components.params import Params, ValidationParams
 from components.report_page import render_page
 from components.stage import run_stage

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 from components.arrival_page import render_arrivals
 from components.batch import Batch, Item, category_lock, facts_cache, new_batch, open_batches
 from components.dataset import Category, ImageRecord, list_records
-from components.errors import UserError
+from components.errors import UserError, printable
 from components.files import write_text
+from components.first_look import Look
 from components.image_facts import category_facts, remember
-from components.image_table import printable
 from components.inbox import Entry, GoneError, Source, are_settled, open_source, settled
 from components.judge import Verdict, arrival_limits, check_entry, judge
+from components.lookers import Lookers
 from components.outcome import count_words, image_name, settle, summarise
 from components.params import Params
 from components.review import list_held
@@ -95,37 +96,41 @@ def claim(category: str, inbox: Source, params: Params) -> Batch | None:
 
 
 def fetch(batch: Batch, params: Params) -> dict[str, Any]:
-    """Copy the batch's files here. `gone`: the numbers of those that changed since, which the next batch takes."""
-    inbox = _inbox(batch)
+    """Copy the batch's files here, and look at each once it is there, while others are on their way.
+
+    gone: the numbers of those that changed since, which the next batch takes. looks: what was found, by number.
+    """
+    inbox, limits = _inbox(batch), arrival_limits(params)
     wanted = [item for item in batch.items() if check_entry(item, params) is None]
     raw = batch.folder / "raw"
     shutil.rmtree(raw, ignore_errors=True)  # of a run that was killed: what is there may be there in part
     raw.mkdir()
 
-    def fetched(item: Item) -> bool:
+    def fetched(item: Item) -> "Future[Look] | None":
         try:
             inbox.fetch(batch.category, item.entry, batch.raw(item))
-            return True
         except GoneError:
             batch.raw(item).unlink(missing_ok=True)
-            return False
+            return None
+        return looking.submit(lookers.look, batch.raw(item), item.shown, limits)
 
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        there = list(pool.map(fetched, wanted))
+    count = max(1, min(params.threads, len(wanted)))
+    with Lookers(count) as lookers, ThreadPoolExecutor(count) as looking, ThreadPoolExecutor(PARALLEL) as fetching:
+        found = list(zip(wanted, fetching.map(fetched, wanted), strict=True))
+        looks = {str(item.number): look.result().to_json() for item, look in found if look}
     os.sync()  # all at once: waiting for each file by itself takes longer than fetching it
-    return {"gone": [item.number for item, is_there in zip(wanted, there, strict=True) if not is_there]}
+    return {"gone": [item.number for item, look in found if not look], "looks": looks}
 
 
 def judge_files(batch: Batch, params: Params) -> dict[str, Any]:
     """Decide what becomes of each file."""
-    gone = set(batch.result("fetched")["gone"])
-    items = [item for item in batch.items() if item.number not in gone]
-    condemned = {item.number: verdict for item in items if (verdict := check_entry(item, params))}
-    opened = [item for item in items if item.number not in condemned]
+    looks = {int(number): Look(**fields) for number, fields in batch.result("fetched")["looks"].items()}
+    condemned = [verdict for item in batch.items() if (verdict := check_entry(item, params))]
+    looked_at = [item for item in batch.items() if item.number in looks]
     cache, capsule = facts_cache(batch.category), _champion(batch.category, params.threads)
     history = category_facts(_category(batch.category, params), params.limits.image_limits(), cache)
-    judged = judge(batch, opened, history, list_held(_inbox(batch), batch.category), capsule, params)
-    verdicts = sorted([*condemned.values(), *judged.verdicts], key=lambda verdict: verdict.number)
+    judged = judge(batch, looked_at, looks, history, list_held(_inbox(batch), batch.category), capsule, params)
+    verdicts = sorted([*condemned, *judged.verdicts], key=lambda verdict: verdict.number)
     remember(cache, {one.sha256: dict(one.facts) for one in verdicts if one.facts})
     return {
         "verdicts": [verdict.to_json() for verdict in verdicts],

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from components.errors import UserError
+from components.errors import UserError, printable
 from flows.environment import enter_project
 from flows.tables import print_table
 
@@ -261,7 +261,6 @@ def _say_left_out(folder: Path, used: Sequence[Path]) -> None:
 
 
 def _say_names(words: str, names: Sequence[str]) -> None:
-    from components.image_table import printable
 
     if names:
         more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""

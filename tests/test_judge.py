@@ -16,11 +16,12 @@ from components.batch import Batch, Item, new_batch, open_batches
 from components.capsule import load_capsule
 from components.dataset import list_category
 from components.drift import find_drift, holm
+from components.first_look import first_look
 from components.image_facts import category_facts, remember
-from components.image_table import MEASURES
+from components.image_measures import MEASURES
 from components.images import ImageLimits
 from components.inbox import Entry
-from components.judge import Judgement, Verdict, check_entry, judge
+from components.judge import Judgement, Verdict, arrival_limits, check_entry, judge
 from components.params import DataParams, IngestParams, Params
 from tests.conftest import MakeCapsule
 from tests.project import surface, write_category, write_image
@@ -60,7 +61,8 @@ def judged(
         batch.raw(item).parent.mkdir(parents=True, exist_ok=True)
         batch.raw(item).write_bytes(files[item.entry.key])
     params = Params(data=DataParams(root="data", categories=("widget",)), ingest=IngestParams(**ingest), threads=2)
-    return judge(batch, batch.items(), history, held, capsule, params)
+    looks = {item.number: first_look(batch.raw(item), item.shown, arrival_limits(params)) for item in batch.items()}
+    return judge(batch, batch.items(), looks, history, held, capsule, params)
 
 
 def codes(judgement: Judgement) -> list[tuple[str, str]]:

@@ -17,7 +17,8 @@ from scipy import ndimage
 from components import validate
 from components.dataset import list_category
 from components.errors import UserError
-from components.image_table import data_digest, image_measures, image_table
+from components.image_measures import image_measures
+from components.image_table import data_digest, image_table
 from components.images import ImageLimits
 from components.params import ValidationParams, parse_params
 from components.report_page import render_page
