@@ -448,12 +448,16 @@ def make_label(
         return mask.astype(np.float32), mask
     if params.label == "factor":
         return mask * np.float32(factor), mask
-    x = disk_median(difference * mask) / 3
+    x = disk_median(difference * mask)  # three times the grey levels
     if params.label == "continuous":
-        return x.astype(np.float32), mask
-    label = np.zeros(mask.shape, np.float32)
-    label[mask] = expit(params.k * (x[mask] - params.x0))
-    return label, mask
+        return (x / 3).astype(np.float32), mask
+    return _logistic_labels(params.k, params.x0)[x] * mask, mask
+
+
+@lru_cache(maxsize=16)
+def _logistic_labels(k: float, x0: float) -> NDArray[np.float32]:
+    """The label of every sum of three channels' differences: (766,)."""
+    return np.asarray(expit(k * (np.arange(3 * 255 + 1) / 3 - x0)), np.float32)
 
 
 def resize_bilinear(planes: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
