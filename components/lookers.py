@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from queue import Queue
@@ -20,6 +21,7 @@ from typing import Any
 from components.first_look import Look, first_look
 from components.images import ImageLimits
 
+PRIVATE = ("AWS_", "MLFLOW_", "PREFECT_")
 TRIES = 2  # at a file in whose course a looker ended: the first may have been ended by something else
 CRASHED = Look("undecodable", "cannot be decoded: it ended the process that tried to")
 
@@ -72,7 +74,7 @@ class _Looker:
             [sys.executable, "-m", "components.lookers"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(folder)},
+            env={**_harmless(os.environ), "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(folder)},
             start_new_session=True,
         )
         assert process.stdin, "it was asked for"
@@ -95,6 +97,11 @@ class _Looker:
             self._requests.close()
         self._answers.close()
         return self._process.wait()
+
+
+def _harmless(environment: Mapping[str, str]) -> dict[str, str]:
+    """What of an environment the process that opens strangers' files may know: no keys, no servers."""
+    return {name: value for name, value in environment.items() if not name.startswith(PRIVATE)}
 
 
 def serve() -> None:

@@ -88,6 +88,15 @@ def test_a_file_that_crashes_its_looker_twice_is_refused_and_the_others_are_look
         assert lookers.look(image, "image.png", LIMITS).facts
 
 
+def test_a_looker_is_told_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with Lookers(1):
+        wait_for(own_lookers)
+        (looker,) = own_lookers()
+        assert "secret" not in looker.environ().values()
+        assert looker.environ()["PATH"] == os.environ["PATH"]
+
+
 def test_an_error_that_is_no_files_fault_refuses_none(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with Lookers(1) as lookers, pytest.raises(RuntimeError, match="ended with exit code 1"):
         lookers.look(tmp_path / "missing.png", "missing.png", LIMITS)
