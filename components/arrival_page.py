@@ -8,7 +8,7 @@ from jinja2 import Environment, StrictUndefined
 from components.batch import Batch, Item
 from components.images import ImageLimits
 from components.judge import Verdict
-from components.report_page import STYLE, thumbnail
+from components.report_page import REST, STYLE, thumbnail
 
 SHOWN = 8  # images with a thumbnail per reason
 LISTED = 100  # others that are named per reason
@@ -54,7 +54,9 @@ def _said(items: Mapping[int, Item], verdict: Verdict) -> str:
     return f"{items[verdict.number].shown} {verdict.words}".strip()
 
 
-_PAGE = """<!DOCTYPE html>
+_PAGE = (
+    REST
+    + """<!DOCTYPE html>
 <html lang="en">
 {% set state = "error" if not summary.accepted else "warning" if groups or summary.drift else "good" %}
 {% macro pictures(images) %}
@@ -118,18 +120,7 @@ corrected p = {{ "%.2g" % one.p_value }}</td>
 <section class="card broken {{ tone }}">
 <h3>{{ group.count }} {{ group.code }} <span class="tag {{ tone }}">{{ group.outcome }}</span></h3>
 {{ pictures(group.images) }}
-{% if group.others %}
-<details><summary>{{ group.count - group.images | length }} more</summary>
-<ul>
-{% for words in group.others %}
-<li>{{ words }}</li>
-{% endfor %}
-{% if group.count > (group.images + group.others) | length %}
-<li>and {{ group.count - (group.images + group.others) | length }} that are not listed</li>
-{% endif %}
-</ul>
-</details>
-{% endif %}
+{{ rest(group.others, group.images | length, group.count) }}
 </section>
 {% endfor %}
 {% endif %}
@@ -151,3 +142,4 @@ corrected p = {{ "%.2g" % one.p_value }}</td>
 </body>
 </html>
 """
+)

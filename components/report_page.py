@@ -161,7 +161,26 @@ footer { margin-top: 32px; font-size: 12.5px; overflow-wrap: anywhere; }
 @media (max-width: 560px) { .strip { grid-template-columns: repeat(4, 1fr); } td { padding: 8px 10px; } }
 """
 
-_PAGE = """<!DOCTYPE html>
+# What a list goes on with below the first few that are shown, of `count` in all; of these perhaps not all have words.
+REST = """{% macro rest(words, shown, count) %}
+{% if count > shown %}
+<details><summary>{{ count - shown }} more</summary>
+<ul>
+{% for one in words %}
+<li>{{ one }}</li>
+{% endfor %}
+{% if count > shown + words | length %}
+<li>and {{ count - shown - words | length }} that are not listed</li>
+{% endif %}
+</ul>
+</details>
+{% endif %}
+{% endmacro %}
+"""
+
+_PAGE = (
+    REST
+    + """<!DOCTYPE html>
 <html lang="en">
 {% macro many(things, one, several) %}{{ things | length }} {{ one if things | length == 1 else several }}{% endmacro %}
 {% macro picture(name) %}
@@ -229,18 +248,7 @@ Fit to learn from: all {{ report.checks | length }} rules are kept
 {% endfor %}
 </div>
 {% endif %}
-{% if check.failing > shown %}
-<details><summary>{{ check.failing - shown }} more</summary>
-<ul>
-{% for fault in check.images[shown:] %}
-<li>{{ fault.problem }}</li>
-{% endfor %}
-{% if check.failing > check.images | length %}
-<li>and {{ check.failing - check.images | length }} that are not listed</li>
-{% endif %}
-</ul>
-</details>
-{% endif %}
+{{ rest(check.images[shown:] | map(attribute="problem") | list, shown, check.failing) }}
 </section>
 {% endfor %}
 {% endif %}
@@ -306,3 +314,4 @@ Fit to learn from: all {{ report.checks | length }} rules are kept
 </body>
 </html>
 """
+)
