@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".flawline/benchmarks"), help="folder for the runs")
     parser.add_argument("--preset", default="cpu")
     parser.add_argument("--categories", nargs="+", default=list(CATEGORIES))
-    parser.set_defaults(steps=None)
+    parser.set_defaults(steps=None, set=[])
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for category in arguments.categories:
