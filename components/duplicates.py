@@ -34,7 +34,7 @@ class KnownImages:
         """Know an image with its digest and facts; of two with the same content the first one counts."""
         for digest in (sha256, facts["pixels"]):
             self._by_digest.setdefault(digest, name)
-        self._index.add(name, hash_of(facts))
+        self._index.add(name, hash_of(facts["hash"]))
 
     def check(self, sha256: str, facts: Mapping[str, Any], grey: Callable[[], np.ndarray]) -> Refusal | None:
         """Judge an image by the digest of its file and its facts; few need their `perceptual_hash.small_grey` too.
@@ -45,7 +45,7 @@ class KnownImages:
         for digest, words in ((sha256, "is the same file as"), (facts["pixels"], "shows the same pixels as")):
             if twin := self._by_digest.get(digest):
                 return Refusal("test-image" if twin in self._test else "duplicate", f"{words} {twin}")
-        own = hash_of(facts)
+        own = hash_of(facts["hash"])
         nearest = self._index.nearest(own, grey()) if self._index.may_be_near(own) else None
         if nearest is None or nearest[1] > self.near_distance:
             return None

@@ -1,7 +1,6 @@
 """What is kept of an image to compare others with it: digests, measures and a perceptual hash; never its pixels."""
 
 import hashlib
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,9 +24,9 @@ def image_facts(pixels: np.ndarray, mode: str) -> Facts:
     return facts | image_measures(pixels)
 
 
-def hash_of(facts: Mapping[str, Any]) -> np.ndarray:
-    """The own perceptual hash of an image, (288,) uint8."""
-    return np.frombuffer(bytes.fromhex(facts["hash"]), np.uint8)
+def hash_of(digits: str) -> np.ndarray:
+    """The own perceptual hash of an image, (288,) uint8, from its facts' "hash"."""
+    return np.frombuffer(bytes.fromhex(digits), np.uint8)
 
 
 def image_measures(image: np.ndarray) -> dict[str, float]:

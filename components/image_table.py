@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from components.dataset import Category, ImageRecord
 from components.errors import UserError, printable
@@ -15,6 +16,7 @@ from components.image_measures import MEASURES, hash_of, image_facts, size_words
 from components.images import FORMATS, ImageLimits, mask_values, read_image, read_mask
 from components.perceptual_hash import HashIndex, small_grey
 
+_AT_ONCE = 1000  # rows that exist as dicts: these take many times the room of the table's
 _COLUMNS = (
     *("name", "split", "kind", "bytes", "sha256", "decodes", "error", "width", "height", "short_side", "size"),
     *("mode", "format", "pixels", "hash", *MEASURES, "duplicate_of", "leaked_from", "near_leak", "labelled_as"),
@@ -41,12 +43,17 @@ def image_table(category: Category, limits: ImageLimits, threads: int = 1, near_
         mask_error: why a mask cannot be decoded. mask_levels: most distinct values in one mask.
         mask_size: "W×H" of the masks, of one that differs from the image if any does. mask_area: defective pixels.
 
-    Images are read one at a time per thread: memory does not grow with their number beyond the rows.
+    Images are read one at a time per thread: memory does not grow with their number beyond the table.
     """
-    folders = _mask_folders(category)
-    with ThreadPoolExecutor(threads) as pool:
-        rows = pool.map(lambda record: _row(record, category.root, limits, folders), category.records)
-        table = pd.DataFrame(list(rows), columns=list(_COLUMNS))
+    folders, columns = _mask_folders(category), {name: list[Any]() for name in _COLUMNS}
+    # Each image has a thread already: threads of the linear algebra beside these would only wait for each other.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
+        for at in range(0, len(category.records), _AT_ONCE):
+            records = category.records[at : at + _AT_ONCE]
+            for row in pool.map(lambda record: _row(record, category.root, limits, folders), records):
+                for name, values in columns.items():
+                    values.append(row.get(name, np.nan))
+    table = pd.DataFrame(columns)
     table = _with_near_leaks(_with_duplicates(table), category, limits, near_distance)
     return table.astype(dict.fromkeys(MEASURES, np.float64))
 
@@ -148,13 +155,14 @@ def _with_near_leaks(table: pd.DataFrame, category: Category, limits: ImageLimit
     """Fill `near_leak` from `hash`, which goes; few images are read again, as few are near by their own hash alone."""
     index = HashIndex()
     known = table["pixels"].notna()
-    for row in table[known & (table["split"] == "train")].to_dict("records"):
-        index.add(row["name"], hash_of(row))
+    learned = table.loc[known & (table["split"] == "train"), ["name", "hash"]]
+    for name, own in learned.itertuples(index=False):
+        index.add(name, hash_of(own))
     found = dict.fromkeys(table.index)
     for place, row in table[known & (table["split"] == "test") & table["leaked_from"].isna()].iterrows():
-        if index.may_be_near(hash_of(row)):
+        if index.may_be_near(hash_of(row["hash"])):
             grey = small_grey(read_image(category.records[place].path, limits))
-            nearest = index.nearest(hash_of(row), grey)
+            nearest = index.nearest(hash_of(row["hash"]), grey)
             found[place] = nearest[0] if nearest and nearest[1] <= distance else None
     table["near_leak"] = pd.Series(found, dtype=object)
     return table.drop(columns="hash")
