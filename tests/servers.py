@@ -91,12 +91,17 @@ def running(
         _wait_for(process, port, log)
         yield process
     finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process, 20)
+
+
+def end(process: "subprocess.Popen[bytes]", seconds: float) -> None:
+    """End a process and, if it takes longer than that, kill it."""
+    process.terminate()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def free_port() -> int:

@@ -16,7 +16,7 @@ import pytest
 
 from components.files import read_json
 from tests.project import Project, surface, write_category, write_image
-from tests.servers import S3Server, prefect_server
+from tests.servers import S3Server, end, prefect_server
 from tests.test_schedule import flow_runs, prefect
 
 pytestmark = pytest.mark.slow
@@ -51,8 +51,7 @@ def worker(project: Project) -> Iterator[None]:
     try:
         yield
     finally:
-        process.terminate()
-        process.wait(60)
+        end(process, 60)
 
 
 def delivery(folder: Path, project: Project) -> dict[str, str]:
