@@ -5,6 +5,7 @@ python -m benchmarks.near_duplicates FOLDER…   (categories in MVTec layout); p
 
 import argparse
 import io
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ def nearest_distances(images: list[np.ndarray]) -> list[float]:
     index, found = HashIndex(), []
     for number, image in enumerate(images):
         grey = small_grey(image)
-        if nearest := index.nearest(own_hash(grey), grey):
+        if nearest := index.nearest(own_hash(grey), partial(np.asarray, grey)):
             found.append(nearest[1])
         index.add(str(number), own_hash(grey))
     return sorted(found)

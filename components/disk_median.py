@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 RADIUS = 5
 _HALF_WIDTHS = {0: 5, 1: 4, 2: 4, 3: 4, 4: 3, 5: 0}  # of the disk's rows: the largest x with x² + y² ≤ 25
-_DISK = np.array(
-    [[abs(x) <= _HALF_WIDTHS[abs(y)] for x in range(-RADIUS, RADIUS + 1)] for y in range(-RADIUS, RADIUS + 1)]
-)
+_ACROSS = np.arange(-RADIUS, RADIUS + 1)
+_DISK = _ACROSS**2 + _ACROSS[:, None] ** 2 <= RADIUS**2
 _BYTE = 255  # the largest
 _FEW = 256  # pixels that are looked at one by one sooner than the network runs
 _MOST_IN_BYTES = 4 * _BYTE  # ranks; more are worked on as they are

@@ -45,8 +45,7 @@ class KnownImages:
         for digest, words in ((sha256, "is the same file as"), (facts["pixels"], "shows the same pixels as")):
             if twin := self._by_digest.get(digest):
                 return Refusal("test-image" if twin in self._test else "duplicate", f"{words} {twin}")
-        own = hash_of(facts["hash"])
-        nearest = self._index.nearest(own, grey()) if self._index.may_be_near(own) else None
+        nearest = self._index.nearest(hash_of(facts["hash"]), grey)
         if nearest is None or nearest[1] > self.near_distance:
             return None
         name, distance = nearest

@@ -1,6 +1,7 @@
 """One row per image: what validation, drift checks and people want to know about a category's files."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +161,11 @@ def _with_near_leaks(table: pd.DataFrame, category: Category, limits: ImageLimit
         index.add(name, hash_of(own))
     found = dict.fromkeys(table.index)
     for place, row in table[known & (table["split"] == "test") & table["leaked_from"].isna()].iterrows():
-        if index.may_be_near(hash_of(row["hash"])):
-            grey = small_grey(read_image(category.records[place].path, limits))
-            nearest = index.nearest(hash_of(row["hash"]), grey)
-            found[place] = nearest[0] if nearest and nearest[1] <= distance else None
+        nearest = index.nearest(hash_of(row["hash"]), partial(_small_grey, category.records[place].path, limits))
+        found[place] = nearest[0] if nearest and nearest[1] <= distance else None
     table["near_leak"] = pd.Series(found, dtype=object)
     return table.drop(columns="hash")
+
+
+def _small_grey(path: Path, limits: ImageLimits) -> np.ndarray:
+    return small_grey(read_image(path, limits))

@@ -45,7 +45,7 @@ class Lookers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for _ in range(self._count):
+        while not self._free.empty():
             self._free.get().end()
 
     def look(self, path: Path, name: str, limits: ImageLimits) -> Look:
@@ -55,12 +55,16 @@ class Lookers:
         """
         request = json.dumps({"path": str(path), "name": name, "limits": asdict(limits)}).encode() + b"\n"
         for _ in range(TRIES):
-            looker = self._free.get()
-            answer = looker.ask(request)
-            self._free.put(looker if answer else _Looker())
+            asked = free = self._free.get()
+            try:
+                answer = asked.ask(request)
+                if not answer:
+                    free = _Looker()
+            finally:
+                self._free.put(free)  # even where none can be started: others wait for one
             if answer:
                 return Look(**json.loads(answer))
-            if (code := looker.end()) >= 0:
+            if (code := asked.end()) >= 0:
                 raise RuntimeError(f"A process that looks at arriving files ended with exit code {code}.")
         return CRASHED
 

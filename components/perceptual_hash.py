@@ -18,6 +18,7 @@ different screws can have the same 8 × 8 bits. Images that differ by at most .0
 (ingest.near_distance in params.yaml).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -76,17 +77,16 @@ class HashIndex:
         self._words[:, len(self.names)] = own.view(np.uint64)
         self.names.append(name)
 
-    def may_be_near(self, own: np.ndarray) -> bool:
-        """Whether `nearest` would find any: what it needs the `small_grey` for takes longer than this question."""
-        return self._close(own).size > 0
+    def nearest(self, own: np.ndarray, grey: Callable[[], np.ndarray]) -> tuple[str, float] | None:
+        """The known image nearest to one with this hash, and its distance; None where none is near.
 
-    def nearest(self, own: np.ndarray, grey: np.ndarray) -> tuple[str, float] | None:
-        """The known image nearest to one with this hash and `small_grey`, and its distance; None where none is near."""
+        grey: gives the image's `small_grey`; called where its own hash alone leaves some that may be near.
+        """
         close = self._close(own)
         if not close.size:
             return None
         known = np.ascontiguousarray(self._words[:, close].T).view(np.uint8)  # (C, 288)
-        distances = _shares(known[:, None] ^ moved_hashes(grey)[None]).min(axis=1)  # (C, 9, 288) -> (C,)
+        distances = _shares(known[:, None] ^ moved_hashes(grey())[None]).min(axis=1)  # (C, 9, 288) -> (C,)
         best = int(distances.argmin())
         return self.names[close[best]], float(distances[best])
 

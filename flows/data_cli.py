@@ -261,7 +261,6 @@ def _say_left_out(folder: Path, used: Sequence[Path]) -> None:
 
 
 def _say_names(words: str, names: Sequence[str]) -> None:
-
     if names:
         more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
         print(f"{words}: {', '.join(map(printable, names[:MAX_NAMED]))}{more}")
