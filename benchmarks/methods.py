@@ -3,8 +3,8 @@
     python -m benchmarks.methods --data ../shared/data --out benchmarks/results/methods.json
     python -m benchmarks.methods … --methods nsa-logistic nsa-cutpaste --set network.keep=always
 
-Rows that the file has already (same category, method, seed) are kept, so a run that was cut short goes on. The first
-method of the list is the default of the preset.
+Rows that the file has already (same category, method, seed) are kept, so a run that was cut short goes on, and runs
+side by side may share the file. train_s and fit_s are wall time, train_cpu_s that of all cores together.
 """
 
 import argparse
@@ -35,25 +35,23 @@ METHODS = (
     *("fpi", "pii", "nsa-gde", "nsa-cutpaste"),
 )
 COLUMNS = ("category", "method", "seed", "default", "encoder", "image_auroc", "pixel_auroc", "aupro", "exam_mark",
-           "train_s", "fit_s", "score_ms")  # fmt: skip
+           "train_s", "train_cpu_s", "fit_s", "score_ms")  # fmt: skip
 
 
 def main() -> None:
     """Measure what is missing, one row at a time, and write the file after each."""
     arguments = parse_arguments()
-    rows = known_rows(arguments.out)
-    done = {(row["category"], row["method"], row["seed"]) for row in rows}
     default = read_preset(arguments.preset)["method"]
     for category in arguments.categories:
         for method in arguments.methods:
             for seed in arguments.seeds:
-                if (Path(category).name, method, seed) in done:
+                if has_row(arguments.out, Path(category).name, method, seed):
                     continue
                 params = make_params(arguments, category, method, seed)
                 row = {**measure(Path(category).name, params, arguments.work), "default": method == default}
-                rows.append({name: row[name] for name in COLUMNS})
-                write_results(arguments.out, rows)
-    print_table(rows)
+                rows = known_rows(arguments.out)
+                write_results(arguments.out, [*rows, {name: row[name] for name in COLUMNS}])
+    print_table(known_rows(arguments.out))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -74,6 +72,11 @@ def parse_arguments() -> argparse.Namespace:
 def known_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of an earlier run; none where there is no file."""
     return list(json.loads(path.read_text())["rows"]) if path.is_file() else []
+
+
+def has_row(path: Path, category: str, method: str, seed: int) -> bool:
+    """Whether the file has this row already."""
+    return any((row["category"], row["method"], row["seed"]) == (category, method, seed) for row in known_rows(path))
 
 
 def make_params(arguments: argparse.Namespace, category: str, method: str, seed: int) -> Params:
@@ -101,7 +104,9 @@ def measure(category: str, params: Params, work: Path) -> dict[str, Any]:
     with working_in(work / f"{category}-{params.method}-{params.seed}"):
         for stage in (validate, synthesize):
             stage.main(category, params)
+        used = time.process_time()
         train_s = seconds(lambda: train.main(category, params))
+        train_cpu_s = time.process_time() - used
         fit_s = seconds(lambda: fit.main(category, params))
         evaluate.main(category, params)
         places = Places(category)
@@ -115,6 +120,7 @@ def measure(category: str, params: Params, work: Path) -> dict[str, Any]:
         "seed": params.seed,
         **figures,
         "train_s": round(train_s, 1),
+        "train_cpu_s": round(train_cpu_s, 1),
         "fit_s": round(fit_s, 1),
         "score_ms": round(score_ms, 1),
     }
