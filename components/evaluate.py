@@ -7,7 +7,7 @@ measured is null, and the synthetic exam's mark on held-out images remains.
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from components.params import EvaluationParams, Params
 from components.places import Places
 from components.runtime import use_threads
 from components.stage import run_stage
-from components.tracking import Run, finish_run
+from components.tracking import NOTE, Run, finish_run
 
 
 @dataclass(frozen=True)
@@ -200,8 +200,22 @@ def report(run: Run, capsule: Capsule, metrics: dict[str, Any], places: Places) 
     run.log_figure_files(*sorted(places.prepared.glob("nsa*.*")), folder="training")
     run.log_figure_files(places.validation, folder="validation")
     run.log_figure_files(places.evaluation, places.metrics, folder="evaluation")
-    run.set_tags({"flawline.encoder": capsule.selection["encoder"]})
+    run.set_tags({"flawline.encoder": capsule.selection["encoder"], NOTE: described(metrics)})
     finish_run(run, capsule.digest)
+
+
+def described(metrics: Mapping[str, Any]) -> str:
+    """What the figures say, in words: the description of the run and of the version that comes of it."""
+    names = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
+    found = [f"{words} {metrics[name]:.3f}" for name, words in names.items() if metrics[name] is not None]
+    good, defects = metrics["counts"]["good"], metrics["counts"]["defect"]
+    figures = f"{', '.join(found)} on {good} good and {defects} defective test images. " if found else ""
+    helped = {True: "training helped", False: "training did not help", None: "nothing was trained"}
+    return (
+        f"{figures}Exam of held-out synthetic defects: {metrics['exam_mark']:.3f} with the representation "
+        f"{metrics['encoder']} ({helped[metrics['training_helped']]}). Alarm above {metrics['threshold']:.3g}: "
+        f"{metrics['threshold_guarantee']}."
+    )
 
 
 def _prefixed(prefix: str, row: dict[str, str]) -> dict[str, str]:

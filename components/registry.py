@@ -22,7 +22,7 @@ from components.dataset import check_category_name
 from components.errors import UserError
 from components.files import held_lock, new_directory, read_json
 from components.journal import Kind, Move, append_move, champion_at, champion_before, now, read_moves
-from components.tracking import STATE, connect, prepare_environment, server_errors_explained, tracking_uri
+from components.tracking import NOTE, STATE, connect, prepare_environment, server_errors_explained, tracking_uri
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -368,8 +368,10 @@ def _new_version(
         save_model(capsule_dir, Path(scratch) / "model")
         client.log_artifacts(run_id, str(Path(scratch) / "model"), place)
     _ensure_model(client, name)
-    source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
-    return _as_version(category, client.create_model_version(name, source, run_id, dict(tags)), ())
+    run = client.get_run(run_id)
+    source, note = f"{run.info.artifact_uri}/{place}", run.data.tags.get(NOTE)
+    made = client.create_model_version(name, source, run_id, dict(tags), description=note)
+    return _as_version(category, made, ())
 
 
 def _run_for_upload(client: "MlflowClient", experiment: str, name: str) -> str:

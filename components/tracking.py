@@ -50,6 +50,12 @@ GIT_DIRTY = "flawline.git_dirty"
 GIT_COMMIT = "mlflow.source.git.commit"
 PARENT_RUN = "mlflow.parentRunId"
 PARENT_VARIABLE = "FLAWLINE_PARENT_RUN"
+NOTE = "mlflow.note.content"  # what the UI shows as description
+# Without its kind the UI takes an experiment for one of language models, and shows traces instead of runs.
+_EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",
+    NOTE: "A retraining is a run; the runs inside it, one for each category, have figures, curves and pictures.",
+}
 
 _FLUSH_SECONDS = 5.0
 _FLUSH_POINTS = 500
@@ -129,6 +135,12 @@ def connect() -> tuple["MlflowClient", str]:
     with _database_lock():  # two processes must not both create the tables of a new SQLite file
         client = MlflowClient(tracking_uri=tracking_uri(), registry_uri=registry_uri())
         return client, _experiment_id(client)
+
+
+def experiment_page() -> str:
+    """The page of the runs, to be put after the address of an MLflow server."""
+    with server_errors_explained():
+        return f"/#/experiments/{connect()[1]}?workflowType=machine_learning"
 
 
 @contextmanager
@@ -368,7 +380,7 @@ def _experiment_id(client: "MlflowClient") -> str:
     if found := client.get_experiment_by_name(name):
         return str(found.experiment_id)
     try:
-        return str(client.create_experiment(name, artifact_location=_artifact_location()))
+        return str(client.create_experiment(name, _artifact_location(), _EXPERIMENT_TAGS))
     except MlflowException as error:
         found = client.get_experiment_by_name(name)  # another process may have been quicker
         if found is None:

@@ -196,7 +196,6 @@ def _show_next_steps(category: str) -> None:
     from components.dataset import list_category
     from components.params import load_params
     from components.places import Places
-    from components.tracking import tracking_uri
 
     root = Path(load_params().data.root)
     defect = next(record for record in list_category(root / category).test if not record.is_good)
@@ -204,10 +203,19 @@ def _show_next_steps(category: str) -> None:
         f"""
 Try next (first: source .venv/bin/activate):
   flawline score {defect.path} --maps scored
-  mlflow ui --backend-store-uri {tracking_uri()}
+  {_how_to_review()}
   dvc repro
 Anomaly maps: {Places(category).evaluation / "gallery.png"}"""
     )
+
+
+def _how_to_review() -> str:
+    from components.tracking import experiment_page, shown_uri, tracking_uri
+
+    uri, page = tracking_uri(), experiment_page()
+    if uri.startswith("http"):
+        return f"open {shown_uri(uri)}{page}"
+    return f"mlflow ui --backend-store-uri {uri}   # then open http://127.0.0.1:5000{page}"
 
 
 if __name__ == "__main__":

@@ -69,9 +69,10 @@ def test_the_run_holds_the_model_and_mlflow_loads_the_champion(
     import mlflow.pyfunc
 
     client, experiment = tracking.connect()
-    run_id = client.create_run(experiment).info.run_id
+    run_id = client.create_run(experiment, tags={"mlflow.note.content": "image AUROC 0.991"}).info.run_id
     version = register(make_capsule(workspace / "one"), run_id=run_id)
     assert version.run_id == run_id
+    assert client.get_model_version("flawline-bottle", str(version.number)).description == "image AUROC 0.991"
     folder = f"capsule-{version.digest[:12]}"
     assert f"{folder}/MLmodel" in [item.path for item in client.list_artifacts(run_id, folder)]
     promote("bottle", version.number, "first")

@@ -103,6 +103,13 @@ def test_a_run_says_what_it_was_made_of(workspace: Path) -> None:
     assert not [path for path in workspace.iterdir() if path.name != ".flawline"]
 
 
+def test_the_experiment_is_one_of_model_training_and_its_page_is_known(workspace: Path) -> None:
+    client, experiment = tracking.connect()
+    found = client.get_experiment(experiment)
+    assert found.tags["mlflow.experimentKind"] == "custom_model_development"
+    assert tracking.experiment_page() == f"/#/experiments/{experiment}?workflowType=machine_learning"
+
+
 def test_the_git_commit_and_changes_to_the_code_are_recorded(workspace: Path) -> None:
     def git(*arguments: str) -> str:
         words = ["git", "-c", "user.name=n", "-c", "user.email=e", *arguments]
