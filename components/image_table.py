@@ -1,5 +1,6 @@
 """One row per image: what validation, drift checks and people want to know about a category's files."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,12 +18,12 @@ from components.image_measures import MEASURES, hash_of, image_facts, size_words
 from components.images import FORMATS, ImageLimits, mask_values, read_image, read_mask
 from components.perceptual_hash import HashIndex, small_grey
 
-_AT_ONCE = 1000  # rows that exist as dicts: these take many times the room of the table's
-_COLUMNS = (
-    *("name", "split", "kind", "bytes", "sha256", "decodes", "error", "width", "height", "short_side", "size"),
-    *("mode", "format", "pixels", "hash", *MEASURES, "duplicate_of", "leaked_from", "near_leak", "labelled_as"),
-    *("mask_folder", "mask", "mask_count", "mask_error", "mask_levels", "mask_size", "mask_area"),
+_AT_ONCE = 1000  # rows that exist as dicts: these take ten times the room of the table's
+_TEXT = (
+    *("name", "split", "kind", "sha256", "error", "size", "mode", "format", "pixels"),
+    *("mask_folder", "mask", "mask_error", "mask_size"),
 )
+_NUMBERS = ("bytes", "decodes", "width", "height", "short_side", *MEASURES, "mask_count", "mask_levels", "mask_area")
 
 
 def image_table(category: Category, limits: ImageLimits, threads: int = 1, near_distance: float = 0.05) -> pd.DataFrame:
@@ -46,16 +47,17 @@ def image_table(category: Category, limits: ImageLimits, threads: int = 1, near_
 
     Images are read one at a time per thread: memory does not grow with their number beyond the table.
     """
-    folders, columns = _mask_folders(category), {name: list[Any]() for name in _COLUMNS}
+    folders, pieces = _mask_folders(category), []
+    hashes: list[np.ndarray | None] = []  # not in the table, where in hex they would take as much room as all the rest
     # Each image has a thread already: threads of the linear algebra beside these would only wait for each other.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
         for at in range(0, len(category.records), _AT_ONCE):
             records = category.records[at : at + _AT_ONCE]
-            for row in pool.map(lambda record: _row(record, category.root, limits, folders), records):
-                for name, values in columns.items():
-                    values.append(row.get(name, np.nan))
-    table = pd.DataFrame(columns)
-    table = _with_near_leaks(_with_duplicates(table), category, limits, near_distance)
+            rows = list(pool.map(lambda record: _row(record, category.root, limits, folders), records))
+            hashes += [hash_of(row["hash"]) if row["decodes"] else None for row in rows]
+            pieces.append(pd.DataFrame(rows, columns=[*_TEXT, *_NUMBERS]).astype(dict.fromkeys(_TEXT, "str")))
+    table = _with_duplicates(pd.concat(pieces, ignore_index=True))
+    table["near_leak"] = _near_leaks(table, hashes, category, limits, near_distance)
     return table.astype(dict.fromkeys(MEASURES, np.float64))
 
 
@@ -152,19 +154,21 @@ def _twins(among: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({column: table["pixels"].map(first[column]).astype(object) for column in ("name", "kind")})
 
 
-def _with_near_leaks(table: pd.DataFrame, category: Category, limits: ImageLimits, distance: float) -> pd.DataFrame:
-    """Fill `near_leak` from `hash`, which goes; few images are read again, as few are near by their own hash alone."""
+def _near_leaks(
+    table: pd.DataFrame, hashes: Sequence[np.ndarray | None], category: Category, limits: ImageLimits, distance: float
+) -> pd.Series:
+    """The column `near_leak`; few images are read again, as few are near by their own hash alone."""
+    found = pd.Series(None, table.index, dtype=object)
+    known, is_train = table["pixels"].notna(), table["split"] == "train"
+    tested = table.index[known & ~is_train & table["leaked_from"].isna()]
     index = HashIndex()
-    known = table["pixels"].notna()
-    learned = table.loc[known & (table["split"] == "train"), ["name", "hash"]]
-    for name, own in learned.itertuples(index=False):
-        index.add(name, hash_of(own))
-    found = dict.fromkeys(table.index)
-    for place, row in table[known & (table["split"] == "test") & table["leaked_from"].isna()].iterrows():
-        nearest = index.nearest(hash_of(row["hash"]), partial(_small_grey, category.records[place].path, limits))
+    for place, name in table.loc[known & is_train, "name"].items() if len(tested) else ():
+        index.add(name, hashes[place])
+    for place in tested:
+        grey = partial(_small_grey, category.records[place].path, limits)
+        nearest = index.nearest(hashes[place], grey)
         found[place] = nearest[0] if nearest and nearest[1] <= distance else None
-    table["near_leak"] = pd.Series(found, dtype=object)
-    return table.drop(columns="hash")
+    return found
 
 
 def _small_grey(path: Path, limits: ImageLimits) -> np.ndarray:
