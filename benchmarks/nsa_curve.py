@@ -2,10 +2,9 @@
 
     python -m benchmarks.nsa_curve --data ../shared/data --out benchmarks/results/nsa_curve.json
 
-A row is a mark of the training: mean image and pixel AUROC on held-out images of the kinds of synthetic defects that
-the network was not trained on, and the mean of both, by which weights are kept (the two are null where a run that was
-cut short made the mark). Categories that the file has already are kept, and a training that was cut
-short goes on from its last checkpoint. Test images are not looked at.
+A row is a mark of the training: the mean of image and pixel AUROC on held-out images, of the kinds of synthetic
+defects that the network was not trained on. Test images are not looked at. Categories that the file has already are
+kept, and a training that was cut short goes on from its last checkpoint.
 """
 
 import argparse
@@ -16,13 +15,10 @@ from typing import Any
 from benchmarks.common import print_table, write_results
 from benchmarks.methods import CATEGORIES, known_rows, working_in
 from components import synthesize, train, validate
-from components.network_exam import ExamMark, examine_network
-from components.nsa_settings import load_nsa_params
 from components.params import NetworkParams, Params, parse_params, read_preset
 from components.places import Places
 from components.prepared import Prepared, load_prepared
 from components.runtime import use_threads
-from components.views import view_of
 
 
 def main() -> None:
@@ -78,15 +74,10 @@ def measure(category: str, params: Params) -> list[dict[str, Any]]:
             stage.main(category, params)
     prepared = load_prepared(places.prepared)
     learner = train.network_learner(prepared, params, places.checkpoint)
-    found: dict[int, ExamMark] = {}
     clock = Clock()
-    view = view_of(params.network, load_nsa_params(places.prepared)[1]["kind"], category)
 
     def listen(step: int, values: dict[str, float]) -> None:
         if "exam" in values:
-            learner.head.eval()
-            found[step] = examine_network(learner.network, prepared, params, view)
-            learner.head.train()
             clock.pause()
         else:
             clock.tick()
@@ -100,8 +91,6 @@ def measure(category: str, params: Params) -> list[dict[str, Any]]:
             "step": step,
             "samples": step * params.network.batch,
             "exam_mark": round(mark, 4),
-            "exam_image_auroc": round(found[step].image, 4) if step in found else None,
-            "exam_pixel_auroc": round(found[step].pixel, 4) if step in found else None,
             "steps_per_s": round(clock.rate, 3),
             "samples_per_s": round(clock.rate * params.network.batch, 1),
             "paper_steps": paper_steps,
