@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image, ImageFilter
 from scipy import ndimage
@@ -399,6 +400,18 @@ def test_table_sees_an_image_as_the_eye_does(root: Path) -> None:
     turned = table.loc["train/good/turned.jpg"]
     assert (turned["width"], turned["height"], turned["format"], turned["mode"]) == (48, 64, "JPEG", "RGB")
     assert table.loc["test/hole/000.png", "mask_area"] == 10 * 18
+
+
+def test_the_table_does_not_depend_on_how_many_images_are_read_at_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truncate(root / "train/good/003.png")
+    (root / "ground_truth/hole/001_mask.png").write_text("no picture")
+    shutil.copy(root / "train/good/000.png", root / "test/good/000.png")
+    whole = image_table(list_category(root), LIMITS)
+    monkeypatch.setattr("components.image_table._AT_ONCE", 1)
+    pd.testing.assert_frame_equal(image_table(list_category(root), LIMITS), whole)
+    assert whole["error"].notna().sum() == whole["mask_error"].notna().sum() == whole["leaked_from"].notna().sum() == 1
 
 
 def params_of(root: Path) -> dict[str, Any]:
