@@ -4,7 +4,8 @@
     python -m benchmarks.methods … --methods nsa-logistic nsa-cutpaste --set network.keep=always
 
 Rows that the file has already (same category, method, seed) are kept, so a run that was cut short goes on, and runs
-side by side may share the file. train_s and fit_s are wall time, train_cpu_s that of all cores together.
+side by side from the same folder may share the file. train_s and fit_s are wall time, train_cpu_s is that of all cores
+together.
 """
 
 import argparse
@@ -23,7 +24,8 @@ import yaml
 from benchmarks.common import print_table, write_results
 from components import evaluate, fit, synthesize, train, validate
 from components.capsule import load_capsule
-from components.files import read_json
+from components.errors import UserError
+from components.files import held_lock, read_json
 from components.params import Params, parse_params, read_preset
 from components.places import Places
 from components.prepared import load_prepared
@@ -34,6 +36,7 @@ METHODS = (
     *("cutpaste-ensemble", "rotation", "cutout", "confetti", "nsa-logistic", "nsa-binary", "nsa-continuous"),
     *("fpi", "pii", "nsa-gde", "nsa-cutpaste"),
 )
+LOCK = Path(".flawline/benchmarks.lock")
 COLUMNS = ("category", "method", "seed", "default", "encoder", "image_auroc", "pixel_auroc", "aupro", "exam_mark",
            "train_s", "train_cpu_s", "fit_s", "score_ms")  # fmt: skip
 
@@ -49,8 +52,7 @@ def main() -> None:
                     continue
                 params = make_params(arguments, category, method, seed)
                 row = {**measure(Path(category).name, params, arguments.work), "default": method == default}
-                rows = known_rows(arguments.out)
-                write_results(arguments.out, [*rows, {name: row[name] for name in COLUMNS}])
+                add_row(arguments.out, {name: row[name] for name in COLUMNS})
     print_table(known_rows(arguments.out))
 
 
@@ -77,6 +79,12 @@ def known_rows(path: Path) -> list[dict[str, Any]]:
 def has_row(path: Path, category: str, method: str, seed: int) -> bool:
     """Whether the file has this row already."""
     return any((row["category"], row["method"], row["seed"]) == (category, method, seed) for row in known_rows(path))
+
+
+def add_row(path: Path, row: dict[str, Any]) -> None:
+    """Write the file with one more row; a run in the same folder that does so too waits its turn."""
+    with held_lock(LOCK, 60, UserError(f"Another run keeps {LOCK}: end it, then run again.")):
+        write_results(path, [*known_rows(path), row])
 
 
 def make_params(arguments: argparse.Namespace, category: str, method: str, seed: int) -> Params:

@@ -24,6 +24,7 @@ _TEXT = (
     *("mask_folder", "mask", "mask_error", "mask_size"),
 )
 _NUMBERS = ("bytes", "decodes", "width", "height", "short_side", *MEASURES, "mask_count", "mask_levels", "mask_area")
+_DTYPES = dict.fromkeys(_TEXT, "str") | dict.fromkeys(MEASURES, "float64")
 
 
 def image_table(category: Category, limits: ImageLimits, threads: int = 1, near_distance: float = 0.05) -> pd.DataFrame:
@@ -55,10 +56,10 @@ def image_table(category: Category, limits: ImageLimits, threads: int = 1, near_
             records = category.records[at : at + _AT_ONCE]
             rows = list(pool.map(lambda record: _row(record, category.root, limits, folders), records))
             hashes += [hash_of(row["hash"]) if row["decodes"] else None for row in rows]
-            pieces.append(pd.DataFrame(rows, columns=[*_TEXT, *_NUMBERS]).astype(dict.fromkeys(_TEXT, "str")))
+            pieces.append(pd.DataFrame(rows, columns=[*_TEXT, *_NUMBERS]).astype(_DTYPES))
     table = _with_duplicates(pd.concat(pieces, ignore_index=True))
     table["near_leak"] = _near_leaks(table, hashes, category, limits, near_distance)
-    return table.astype(dict.fromkeys(MEASURES, np.float64))
+    return table
 
 
 def data_digest(category: Category, table: pd.DataFrame) -> str:
