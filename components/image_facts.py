@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from PIL import Image
 
 from components.dataset import Category, ImageRecord
 from components.errors import UserError
 from components.files import read_json, sha256_file, write_json
 from components.image_measures import MEASURES, Facts, image_facts
-from components.images import FORMATS, ImageLimits, read_image
+from components.images import ImageLimits, read_with_header
 
 FORMAT = 1
 
@@ -46,11 +45,10 @@ def _row(record: ImageRecord, limits: ImageLimits, known: dict[str, Any]) -> dic
 
 def _read_facts(path: Path, limits: ImageLimits) -> Facts:
     try:
-        pixels = read_image(path, limits)  # (H, W, 3)
+        pixels, mode, _ = read_with_header(path, limits)  # (H, W, 3)
     except UserError:
         return {"pixels": None}
-    with Image.open(path, formats=FORMATS) as header:
-        return image_facts(pixels, header.mode)
+    return image_facts(pixels, mode)
 
 
 def _read_cache(cache: Path) -> dict[str, Any]:

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from components.dataset import Category, ImageRecord
 from components.errors import UserError, printable
 from components.files import digest_of, sha256_file
 from components.image_measures import MEASURES, hash_of, image_facts, size_words
-from components.images import FORMATS, ImageLimits, mask_values, read_image, read_mask
+from components.images import ImageLimits, mask_values, read_image, read_mask, read_with_header
 from components.perceptual_hash import HashIndex, small_grey
 
 _AT_ONCE = 1000  # rows that exist as dicts: these take ten times the room of the table's
@@ -95,11 +94,9 @@ def _row(record: ImageRecord, root: Path, limits: ImageLimits, mask_folders: dic
 
 def _image_facts(record: ImageRecord, limits: ImageLimits) -> dict[str, Any]:
     try:
-        image = read_image(record.path, limits)  # (H, W, 3)
+        image, mode, format = read_with_header(record.path, limits)  # (H, W, 3)
     except UserError as error:
         return {"decodes": False, "error": _problem(error, record.path)}
-    with Image.open(record.path, formats=FORMATS) as header:
-        mode, format = header.mode, header.format
     height, width = image.shape[:2]
     return {"decodes": True, "format": format, "width": width, "height": height} | image_facts(image, mode)
 

@@ -35,8 +35,13 @@ def read_image(path: Path, limits: ImageLimits) -> np.ndarray:
     Grey and palette images become RGB; 16-bit values v become round(v / 257); transparency is laid over black.
     Raises UserError where the file is missing, too large, truncated, or no PNG, JPEG, BMP or TIFF image.
     """
+    return read_with_header(path, limits)[0]
+
+
+def read_with_header(path: Path, limits: ImageLimits) -> tuple[np.ndarray, str, str]:
+    """`read_image`, and Pillow's names of the file's mode and format, such as "RGB" and "PNG"."""
     with _opened(path, limits) as image:
-        return _upright_rgb(image, path)
+        return _upright_rgb(image, path), image.mode, str(image.format)
 
 
 def decode_image(data: bytes, name: str, limits: ImageLimits) -> np.ndarray:

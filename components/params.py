@@ -507,6 +507,11 @@ class Params(_Section):
             )
         return self
 
+    @property
+    def thread_variables(self) -> dict[str, str]:
+        """The environment that tells numerical libraries the number of threads; they read it when imported."""
+        return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(self.threads))
+
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
     """Read and check `params.yaml`; raises UserError that names the key which is unknown or impossible."""

@@ -34,6 +34,5 @@ def _category(arguments: list[str]) -> str:
 def _params_with_threads() -> Params:
     """Read params.yaml and fix the number of threads before any numerical library starts its own."""
     params = load_params()
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(params.threads)
+    os.environ.update(params.thread_variables)
     return params

@@ -162,7 +162,7 @@ def _retrain(categories: list[str], *, force: bool = False, with_demo: bool = Fa
     from components.params import load_params
 
     try:
-        with warm_stages(load_params().threads):
+        with warm_stages(load_params().thread_variables):
             from flows.pipeline import retrain  # seconds to import: only when all that was asked for is possible
 
             return retrain(categories, force=force, with_demo=with_demo)

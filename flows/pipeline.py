@@ -66,7 +66,7 @@ def retrain(categories: Sequence[str], force: bool = False, with_demo: bool = Fa
     with_demo: build the demo data set first.
     """
     params = load_params()
-    with warm_stages(params.threads):
+    with warm_stages(params.thread_variables):
         if with_demo:
             make_demo_data()
         parent = tracking.start_parent_run(_run_name(categories), categories, relevant_params(params))

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 ADDRESS = "FLAWLINE_WARM_STAGES"
@@ -25,10 +25,10 @@ MOST_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
-def warm_stages(threads: int) -> Iterator[None]:
+def warm_stages(variables: Mapping[str, str]) -> Iterator[None]:
     """Keep a process ready from which stages are forked, unless there is one; it ends with the block, or with us.
 
-    threads: of numerical libraries, which read it when they are imported.
+    variables: what its environment has besides ours; numerical libraries read their threads when they are imported.
     """
     if ADDRESS in os.environ:
         yield
@@ -37,7 +37,7 @@ def warm_stages(threads: int) -> Iterator[None]:
         address = os.path.join(folder, "stages")
         listener.bind(address)
         listener.listen()  # stages that come too early wait here
-        with _started(listener, threads) as process:
+        with _started(listener, variables) as process:
             os.environ[ADDRESS] = address
             try:
                 yield
@@ -46,13 +46,12 @@ def warm_stages(threads: int) -> Iterator[None]:
                 del os.environ[ADDRESS]
 
 
-def _started(listener: socket.socket, threads: int) -> "subprocess.Popen[bytes]":
-    numbers = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+def _started(listener: socket.socket, variables: Mapping[str, str]) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "flows.warm_stages", str(listener.fileno())]
     return subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
-        env=os.environ | numbers,
+        env={**os.environ, **variables},
         pass_fds=[listener.fileno()],
         start_new_session=True,
     )

@@ -231,7 +231,7 @@ def test_what_the_listing_condemns_is_not_fetched(tmp_path: Path, monkeypatch: p
 
 
 def test_facts_are_computed_once_for_each_content(history: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("components.image_facts.read_image", lambda *_: pytest.fail("an image was decoded again"))
+    monkeypatch.setattr("components.image_facts.read_with_header", lambda *_: pytest.fail("an image was decoded again"))
     pd.testing.assert_frame_equal(facts(), history, check_like=True)
     Path("data/widget/train/good/000.png").touch()
     shutil.copy("data/widget/train/good/001.png", "data/widget/train/good/copy.png")

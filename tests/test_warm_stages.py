@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def warm(folder: Path) -> Iterator[Mapping[str, str]]:
     """The environment of stages while a process is kept warm."""
-    with warm_stages(1):
+    with warm_stages({}):
         yield dict(os.environ)
 
 
@@ -120,9 +120,9 @@ def is_running(process: int) -> bool:
 
 def test_one_process_serves_nested_blocks_and_ends_with_the_outer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ADDRESS, raising=False)
-    with warm_stages(1):
+    with warm_stages({}):
         address = os.environ[ADDRESS]
-        with warm_stages(1):
+        with warm_stages({}):
             assert os.environ[ADDRESS] == address
         assert Path(address).parent.is_dir()
     assert ADDRESS not in os.environ
