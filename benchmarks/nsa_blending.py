@@ -29,7 +29,8 @@ from threadpoolctl import threadpool_limits
 from benchmarks.common import print_table, write_results
 from benchmarks.nsa_generator import cut_patch, mask_of, place_patch, read_good
 from components.disk_median import bounding_box
-from components.nsa import PAPER_SETTINGS, SMALLEST_MASK, NsaParams, Prepared, prepare
+from components.nsa import SMALLEST_MASK, NsaImage, prepare
+from components.nsa_params import PAPER_SETTINGS, NsaParams
 from components.poisson import Gradients, Planes, blend_mask, blend_rectangle, laplacian, to_uint8
 
 ROWS: dict[str, NsaParams] = {
@@ -48,7 +49,7 @@ class Patch(NamedTuple):
     mask: NDArray[np.bool_]
 
 
-def draw_patches(pictures: list[Prepared], params: NsaParams, count: int, on_object: bool) -> Iterator[Patch]:
+def draw_patches(pictures: list[NsaImage], params: NsaParams, count: int, on_object: bool) -> Iterator[Patch]:
     """Patches cropped to their masks, whose border is zeroed as in the paper; of the object alone if asked for."""
     rng = np.random.default_rng(0)
     while count:

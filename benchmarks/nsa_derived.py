@@ -21,8 +21,9 @@ from benchmarks.common import print_table, write_results
 from components.dataset import image_files
 from components.draws import SampleKeys
 from components.images import ImageLimits, read_image, resize_image
-from components.nsa import PAPER_SETTINGS, NsaParams, NsaSample, nsa_batch, prepare
+from components.nsa import NsaSample, nsa_batch, prepare
 from components.nsa_derive import sample_statistics
+from components.nsa_params import PAPER_SETTINGS, NsaParams
 from components.nsa_settings import nsa_params_of, spread
 from components.params import NsaSection
 

@@ -23,7 +23,8 @@ from threadpoolctl import threadpool_limits
 from benchmarks.common import print_table, write_results
 from components.draws import SampleKeys
 from components.images import ImageLimits, read_image
-from components.nsa import PAPER_SETTINGS, NsaParams, Prepared, nsa_batch, prepare
+from components.nsa import NsaImage, nsa_batch, prepare
+from components.nsa_params import PAPER_SETTINGS, NsaParams
 
 BLOCK = 20
 BOTTLE, TEXTURE, SCREW = PAPER_SETTINGS["bottle"], PAPER_SETTINGS["tile"], PAPER_SETTINGS["screw"]
@@ -42,7 +43,7 @@ Image = NDArray[np.uint8]
 Mask = NDArray[np.uint8]
 
 
-def reference_sample(target: Prepared, source: Prepared, params: NsaParams, rng: np.random.Generator) -> None:
+def reference_sample(target: NsaImage, source: NsaImage, params: NsaParams, rng: np.random.Generator) -> None:
     """One sample with the libraries' functions, on whole images: blend, then label."""
     factor = rng.uniform(*params.factor_bounds) if params.method != "nsa" else 1.0
     image, covered = target.image.copy(), np.zeros(target.image.shape[:2], np.uint8)
@@ -56,12 +57,12 @@ def reference_sample(target: Prepared, source: Prepared, params: NsaParams, rng:
     _label(target.image, image, covered, params, factor)
 
 
-def mask_of(picture: Prepared, box: tuple[slice, slice]) -> Mask | None:
+def mask_of(picture: NsaImage, box: tuple[slice, slice]) -> Mask | None:
     """The object mask in a window, uint8; None for a picture without one."""
     return None if picture.object_mask is None else picture.object_mask[box].view(np.uint8)
 
 
-def cut_patch(source: Prepared, params: NsaParams, rng: np.random.Generator) -> tuple[slice, slice] | None:
+def cut_patch(source: NsaImage, params: NsaParams, rng: np.random.Generator) -> tuple[slice, slice] | None:
     """Where a patch is cut from the source; None where the rule of the object share refuses every try."""
     sides = source.image.shape[:2]
     bounds = [np.round(np.array(b) * s).astype(int) for b, s in zip(_bounds(params), sides, strict=True)]
@@ -84,7 +85,7 @@ Placed = tuple[Image, Mask | None, int, int]
 
 
 def place_patch(
-    cut: tuple[slice, slice], target: Prepared, source: Prepared, params: NsaParams, rng: np.random.Generator
+    cut: tuple[slice, slice], target: NsaImage, source: NsaImage, params: NsaParams, rng: np.random.Generator
 ) -> Placed | None:
     """The resized patch (h, w, 3) with its object mask, and the top left corner it goes to; None where none fits."""
     patch, mask = source.image[cut], mask_of(source, cut)
@@ -115,7 +116,7 @@ def _resize(image: Image, height: int, width: int) -> Image:
     return np.asarray(cv2.resize(image, (width, height)), np.uint8)
 
 
-def _blend(image: Image, covered: Mask, target: Prepared, placed: Placed, params: NsaParams, factor: float) -> Image:
+def _blend(image: Image, covered: Mask, target: NsaImage, placed: Placed, params: NsaParams, factor: float) -> Image:
     patch, mask, y, x = placed
     height, width = patch.shape[:2]
     box = slice(y, y + height), slice(x, x + width)
@@ -149,7 +150,7 @@ def _label(old: Image, new: Image, covered: Mask, params: NsaParams, factor: flo
     return mask / (1 + np.exp(-params.k * (x - params.x0)))
 
 
-def measure(pictures: list[Prepared], category: str, params: NsaParams, samples: int) -> dict[str, float]:
+def measure(pictures: list[NsaImage], category: str, params: NsaParams, samples: int) -> dict[str, float]:
     """Times of both generators, alternating, in milliseconds and samples per second."""
     rng = np.random.default_rng(0)
 

@@ -18,7 +18,8 @@ from components.decoder import Decoder, MapNetwork, build_decoder
 from components.detector import as_tensor
 from components.draws import SampleKeys, pick
 from components.learner import Learner, Listener
-from components.nsa import NsaParams, nsa_sample, prepare
+from components.nsa import nsa_sample, prepare
+from components.nsa_params import NsaParams
 from components.params import NetworkParams, TrainingParams, ViewParams
 from components.views import draw_views
 

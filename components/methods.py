@@ -1,7 +1,7 @@
 """What the composed methods are made of: the generator that trains a network of its own, and what else they need."""
 
-from components.nsa import Label
-from components.nsa import Method as Generator
+from components.nsa_params import Label
+from components.nsa_params import Method as Generator
 
 PRETRAINED, TRAINED = "pretrained", "trained"  # the representation before training and after it
 NETWORK = "network"  # the folder of the network, and its name beside those of the representations

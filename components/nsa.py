@@ -12,20 +12,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, ndtri
 
+from components.boxes import Box, disjoint_windows
 from components.disk_median import bounding_box, box_median, disk_median
 from components.draws import SampleKeys
 from components.errors import UserError
-from components.poisson import OPENCV_EROSION, Gradients, blend_mask, blend_rectangle, to_uint8
-
-Method = Literal["nsa", "fpi", "pii"]
-Label = Literal["binary", "continuous", "logistic", "factor"]
-Bounds = tuple[float, float]
+from components.nsa_params import Bounds, NsaParams
+from components.poisson import blend_mask, blend_rectangle, to_uint8
 
 SMALLEST_MASK = 50  # pixels; smaller masks are skipped, as the paper's generator does
 OBJECT_RULE = "share of the source patch on the object"
@@ -38,7 +35,6 @@ _DRAWS_PER_PATCH = 6 + 2 * 2 * _FIRST_TRIES
 _MASK_FILTER = 7
 _LABEL_FILTER = 5
 _LABEL_MARGIN = 5  # the disk's radius: how far a pixel's label can see
-_WINDOW_COST = 16384  # pixels: what a window of its own costs in time
 
 
 class NoPatchError(UserError):
@@ -46,99 +42,7 @@ class NoPatchError(UserError):
 
 
 @dataclass(frozen=True)
-class NsaParams:
-    """All that decides how a sample is made; lengths are fractions of the image's side unless they say pixels.
-
-    method: "nsa"; "fpi" (linear) or "pii" (Poisson) interpolation with a patch from the same place of another image.
-    label: "binary" (changed or not), "continuous" (median difference in grey levels), "logistic" (of that difference,
-    with steepness k and midpoint x0) or "factor" (the interpolation factor of FPI and PII).
-    height_bounds, width_bounds: of half a patch's side, and of the whole side once it is resized.
-    gamma_offset, gamma_shape, gamma_scale: of half the side before it is bounded; the shape must be 2.
-    resize_bounds, resize_deviation: the resize factor is normal with mean 1, bounded.
-    patches: most patches; each after the first comes with probability 1/2.
-    background, tolerance: mean grey level of the background and how far an object's differs more; None for no object
-    mask. min_object: least share of the source patch on the object. min_overlap: least share of the patch's object on
-    the target's object. tries: places tried for either rule, before a patch is given up.
-    gradients, erosion: of the Poisson blend, see `components.poisson`. exact_mask: solve on the mask itself (slower).
-    faithful: where patches overlap, the later patch's mask overwrites the earlier in the label as in the official
-    code, instead of being joined with it.
-    """
-
-    method: Method = "nsa"
-    label: Label = "logistic"
-    height_bounds: Bounds = (0.03, 0.4)
-    width_bounds: Bounds = (0.03, 0.4)
-    gamma_offset: float = 0.03
-    gamma_shape: int = 2
-    gamma_scale: float = 0.05
-    resize_bounds: Bounds = (0.7, 1.3)
-    resize_deviation: float = 0.5
-    patches: int = 3
-    background: float | None = None
-    tolerance: float = 0.0
-    min_object: float = 0.7
-    min_overlap: float = 0.25
-    tries: int = 200
-    gradients: Gradients = "source"
-    erosion: int = OPENCV_EROSION
-    exact_mask: bool = False
-    change_tolerance: float = 1.0
-    k: float = 1 / 6
-    x0: float = 15.0
-    factor_bounds: Bounds = (0.05, 0.95)
-    faithful: bool = False
-
-    def __post_init__(self) -> None:
-        if self.gamma_shape != 2:
-            raise UserError(
-                f"The patch size's gamma shape is {self.gamma_shape}, but only the paper's 2 is drawn: set 2."
-            )
-        for name in ("height_bounds", "width_bounds", "resize_bounds", "factor_bounds"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise UserError(f"{name} must be two positive numbers in ascending order, not {low}, {high}.")
-        if (self.label == "factor") != (self.method != "nsa"):
-            raise UserError(f"Label {self.label!r} does not go with {self.method!r}: only fpi and pii take 'factor'.")
-
-
-def _object(background: Bounds | None = None, **settings: object) -> NsaParams:
-    level, tolerance = background or (None, 0.0)
-    return NsaParams(background=level, tolerance=tolerance, **settings)  # type: ignore[arg-type]
-
-
-def _texture(k: float, x0: float) -> NsaParams:
-    return NsaParams(resize_bounds=(0.5, 2.0), patches=4, gradients="mixed", k=k, x0=x0)
-
-
-_BRIGHT, _DARK = (200.0, 60.0), (20.0, 20.0)
-
-PAPER_SETTINGS: dict[str, NsaParams] = {
-    "carpet": _texture(1 / 3, 7),
-    "grid": _texture(1 / 3, 7),
-    "leather": _texture(1 / 3, 7),
-    "tile": _texture(1 / 3, 7),
-    "wood": _texture(1 / 6, 15),
-    "bottle": _object(_BRIGHT, k=1 / 12, x0=24),
-    "cable": _object(height_bounds=(0.05, 0.4), width_bounds=(0.05, 0.4), k=1 / 12, x0=24),
-    "capsule": _object(_BRIGHT, height_bounds=(0.03, 0.15), k=1 / 2, x0=4),
-    "hazelnut": _object(_DARK, height_bounds=(0.03, 0.35), width_bounds=(0.03, 0.35), k=1 / 12, x0=24),
-    "metal_nut": _object(_DARK, min_object=0.5, k=1 / 3, x0=7),
-    "pill": _object(_DARK, height_bounds=(0.03, 0.2), k=1 / 3, x0=7),
-    "screw": _object(
-        _BRIGHT, height_bounds=(0.03, 0.12), width_bounds=(0.03, 0.12), min_object=0.5, patches=4, k=1, x0=3
-    ),
-    "toothbrush": _object(_DARK, width_bounds=(0.03, 0.2), min_object=0.25, k=1 / 6, x0=15),
-    "transistor": _object(k=1 / 6, x0=15),
-    "zipper": _object(_BRIGHT, width_bounds=(0.03, 0.2), patches=4, k=1 / 6, x0=15),
-}
-"""The paper's hand-made settings of the 15 MVTec AD categories (its table in the supplement), with logistic labels."""
-
-UNALIGNED = frozenset({"hazelnut", "metal_nut", "screw"})
-"""Those of its objects that lie any way round; it trains them longer."""
-
-
-@dataclass(frozen=True)
-class Prepared:
+class NsaImage:
     """A good image as the generator reads it, made once by `prepare`.
 
     image: uint8 (H, W, 3). planes: uint8 (C, H, W), C = 1 for a grey image. object_mask: bool (H, W) or None.
@@ -173,10 +77,10 @@ class NsaSample:
         return bool(self.mask.any())
 
 
-def prepare(image: NDArray[np.uint8], params: NsaParams) -> Prepared:
+def prepare(image: NDArray[np.uint8], params: NsaParams) -> NsaImage:
     """Split a uint8 (H, W, 3) image into planes and find its object; raises NoPatchError if no patch fits in it."""
     height, width = image.shape[:2]
-    tallest, widest = (round(bounds[1] * side) for bounds, side in zip(_bounds(params), (height, width), strict=True))
+    tallest, widest = (round(bounds[1] * side) for bounds, side in zip(params.bounds, (height, width), strict=True))
     if (tallest - 2) * (widest - 2) < SMALLEST_MASK:
         raise NoPatchError(
             f"An image of {width} × {height} pixels is too small for synthetic patches: its largest patch has "
@@ -186,7 +90,7 @@ def prepare(image: NDArray[np.uint8], params: NsaParams) -> Prepared:
     mask = object_mask(planes, params)
     if np.array_equal(planes[0], planes[1]) and np.array_equal(planes[0], planes[2]):
         planes = planes[:1]
-    return Prepared(image, planes, mask, None if mask is None else _counts(mask))
+    return NsaImage(image, planes, mask, None if mask is None else _counts(mask))
 
 
 def object_mask(planes: NDArray[np.uint8], params: NsaParams) -> NDArray[np.bool_] | None:
@@ -197,7 +101,7 @@ def object_mask(planes: NDArray[np.uint8], params: NsaParams) -> NDArray[np.bool
     return box_median(np.abs(total - 3 * params.background) > 3 * params.tolerance, _MASK_FILTER)
 
 
-def nsa_sample(target: Prepared, source: Prepared, keys: SampleKeys, params: NsaParams) -> NsaSample:
+def nsa_sample(target: NsaImage, source: NsaImage, keys: SampleKeys, params: NsaParams) -> NsaSample:
     """Blend patches of `source` into `target`, both of one size; `keys` names one sample.
 
     The same keys give the same bytes. A patch for which no place satisfies the rules is left out; with none left the
@@ -212,7 +116,7 @@ def nsa_sample(target: Prepared, source: Prepared, keys: SampleKeys, params: Nsa
     return work.finish()
 
 
-def nsa_batch(images: Sequence[Prepared], keys: SampleKeys, params: NsaParams) -> list[NsaSample]:
+def nsa_batch(images: Sequence[NsaImage], keys: SampleKeys, params: NsaParams) -> list[NsaSample]:
     """One sample per key: its target is images[index mod count], its source any other image (the same if alone).
 
     A sample does not depend on the others of the batch. Raises UserError if there is no image.
@@ -231,33 +135,14 @@ def nsa_batch(images: Sequence[Prepared], keys: SampleKeys, params: NsaParams) -
     return samples
 
 
-class Box(NamedTuple):
-    """A rectangle of pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-    @property
-    def window(self) -> tuple[slice, slice]:
-        """As an index of (H, W) arrays."""
-        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
-
-    @property
-    def window_of_planes(self) -> tuple[slice, slice, slice]:
-        """As an index of (C, H, W) arrays."""
-        return slice(None), *self.window
-
-
 @dataclass
 class _Work:
     """A sample in the making: the blended planes so far, and the mask of what its label covers."""
 
     blended: NDArray[np.uint8]  # (C, H, W)
     source_planes: NDArray[np.uint8]  # (C, H, W)
-    target: Prepared
-    source: Prepared
+    target: NsaImage
+    source: NsaImage
     keys: SampleKeys
     params: NsaParams
     factor: float
@@ -291,7 +176,7 @@ class _Work:
     def _cut(self, number: int, draws: NDArray[np.float64], first: NDArray[np.float64]) -> Box | None:
         """The source's rectangle: the first of all tries whose share of object is large enough."""
         sides = self.blended.shape[1:]
-        bounds = [_pixels(b, side) for b, side in zip(_bounds(self.params), sides, strict=True)]
+        bounds = [_pixels(b, side) for b, side in zip(self.params.bounds, sides, strict=True)]
         half = [_half_side(draws[2 * i : 2 * i + 2], sides[i], bounds[i], self.params) for i in (0, 1)]
         low = np.array([b[0] for b in bounds])
         room = np.maximum(np.array(sides) - 2 * low, 1)
@@ -425,12 +310,17 @@ class _Work:
         """The image and its label."""
         image, shape = self.target.image.copy(), self.covered.shape
         label, mask = np.zeros(shape, np.float32), np.zeros(shape, bool)
-        for window in _windows(self.boxes, shape):
+        for window in self._windows():
             new, old = self.blended[:, *window], self.target.planes[:, *window]
             image[window] = new.transpose(1, 2, 0)
             difference = _difference(old, new)
             label[window], mask[window] = make_label(difference, self.covered[window], self.params, self.factor)
         return NsaSample(image, label, mask, self.tries, len(self.boxes), +self.refused)
+
+    def _windows(self) -> list[tuple[slice, slice]]:
+        """Disjoint windows that hold all that changed, with the label's margin."""
+        grown = (box.grown(_LABEL_MARGIN, self.covered.shape) for box in self.boxes)
+        return [box.window for box in disjoint_windows(grown)]
 
 
 def make_label(
@@ -478,7 +368,7 @@ def _interpolation(size: int, new_size: int) -> NDArray[np.float32]:
     return np.maximum(1 - np.abs(centres[:, None] - np.arange(size)), 0).astype(np.float32)
 
 
-def _common_planes(target: Prepared, source: Prepared) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _common_planes(target: NsaImage, source: NsaImage) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Planes to blend into (a copy) and from, both with one channel or both with three."""
     if target.image.shape != source.image.shape:
         raise ValueError(f"target {target.image.shape} and source {source.image.shape} must have one shape")
@@ -486,10 +376,6 @@ def _common_planes(target: Prepared, source: Prepared) -> tuple[NDArray[np.uint8
         return target.planes.copy(), source.planes
     into, out_of = (np.repeat(p.planes, 3, axis=0) if len(p.planes) == 1 else p.planes.copy() for p in (target, source))
     return into, out_of
-
-
-def _bounds(params: NsaParams) -> tuple[Bounds, Bounds]:
-    return params.height_bounds, params.width_bounds
 
 
 def _pixels(bounds: Bounds, side: int) -> tuple[int, int]:
@@ -506,7 +392,7 @@ def _resized(origin: Box, draw: float, sides: tuple[int, ...], params: NsaParams
     """New height and width: the aspect ratio stays unless a bound forbids it; the official code's order of bounds."""
     low, high = params.resize_bounds
     scale = min(max(1 + params.resize_deviation * float(ndtri(max(draw, 2.0**-60))), low), high)
-    rows, columns = (_pixels(b, side) for b, side in zip(_bounds(params), sides, strict=True))
+    rows, columns = (_pixels(b, side) for b, side in zip(params.bounds, sides, strict=True))
     height = min(max(scale * origin.height, rows[0]), rows[1])
     width = min(max(int(height / origin.height * origin.width), columns[0]), columns[1])
     height = min(max(int(width / origin.width * origin.height), rows[0]), rows[1])
@@ -528,39 +414,6 @@ def _count_in(counts: NDArray[np.int32], starts: NDArray[np.int64], stops: NDArr
     """Object pixels in each of N rectangles; starts, stops: (N, 2)."""
     (top, left), (bottom, right) = starts.T, stops.T
     return counts[bottom, right] - counts[top, right] - counts[bottom, left] + counts[top, left]
-
-
-def _windows(boxes: list[Box], shape: tuple[int, ...]) -> list[tuple[slice, slice]]:
-    """Disjoint windows that hold the boxes with the label's margin: as many as spare more pixels than they cost."""
-    hulls: list[Box] = []
-    for box in boxes:
-        hull = _with_margin(box, shape)
-        while (near := next((other for other in hulls if _belong_together(hull, other)), None)) is not None:
-            hulls.remove(near)
-            hull = _hull(hull, near)
-        hulls.append(hull)
-    return [hull.window for hull in hulls]
-
-
-def _with_margin(box: Box, shape: tuple[int, ...]) -> Box:
-    top, left = max(box.top - _LABEL_MARGIN, 0), max(box.left - _LABEL_MARGIN, 0)
-    bottom = min(box.top + box.height + _LABEL_MARGIN, shape[0])
-    right = min(box.left + box.width + _LABEL_MARGIN, shape[1])
-    return Box(top, left, bottom - top, right - left)
-
-
-def _hull(one: Box, other: Box) -> Box:
-    top, left = min(one.top, other.top), min(one.left, other.left)
-    bottom = max(one.top + one.height, other.top + other.height)
-    right = max(one.left + one.width, other.left + other.width)
-    return Box(top, left, bottom - top, right - left)
-
-
-def _belong_together(one: Box, other: Box) -> bool:
-    """Whether two windows overlap, or their hull costs less than a window of its own."""
-    hull = _hull(one, other)
-    overlap = hull.height < one.height + other.height and hull.width < one.width + other.width
-    return overlap or hull.height * hull.width < one.height * one.width + other.height * other.width + _WINDOW_COST
 
 
 def _difference(old: NDArray[np.uint8], new: NDArray[np.uint8]) -> NDArray[np.int16]:

@@ -18,7 +18,8 @@ from skimage.filters import threshold_otsu
 
 from components.draws import SampleKeys
 from components.errors import UserError
-from components.nsa import CHANGE_RULE, Label, NsaParams, NsaSample, Prepared, nsa_batch, prepare
+from components.nsa import CHANGE_RULE, NsaImage, NsaSample, nsa_batch, prepare
+from components.nsa_params import Label, NsaParams
 from components.params import NsaSection
 
 _SAMPLES = 64
@@ -140,7 +141,7 @@ def sample_statistics(samples: Sequence[NsaSample]) -> dict[str, float | list[in
     }
 
 
-def sample_warnings(images: Sequence[Prepared], samples: Sequence[NsaSample], category: str) -> list[str]:
+def sample_warnings(images: Sequence[NsaImage], samples: Sequence[NsaSample], category: str) -> list[str]:
     """Sentences for a person: a category of one image, or one whose samples mostly stay unchanged."""
     warnings = []
     if len(images) == 1:
@@ -223,7 +224,7 @@ def _shape_params(statistics: NsaStatistics, side: int) -> NsaParams:
     )
 
 
-def _differences(pictures: list[Prepared], category: str, seed: int, params: NsaParams) -> NDArray[np.float32]:
+def _differences(pictures: list[NsaImage], category: str, seed: int, params: NsaParams) -> NDArray[np.float32]:
     samples = nsa_batch(pictures, SampleKeys.of(seed, f"{category} trial", 0, np.arange(_SAMPLES)), params)
     return np.concatenate([sample.label[sample.mask] for sample in samples])
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from components.errors import UserError
 from components.files import read_json
-from components.nsa import PAPER_SETTINGS, UNALIGNED, Label, Method, NsaParams
 from components.nsa_derive import NsaStatistics, apply_given, derive_params
+from components.nsa_params import PAPER_SETTINGS, UNALIGNED, Label, Method, NsaParams
 from components.params import NsaSection
 
 MOST_IMAGES = 64

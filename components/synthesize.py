@@ -16,8 +16,9 @@ from components.errors import UserError
 from components.figures import contact_sheet
 from components.files import new_directory, read_json, write_json
 from components.images import read_image, resize_image
-from components.nsa import NoPatchError, NsaParams, nsa_batch, prepare
+from components.nsa import NoPatchError, nsa_batch, prepare
 from components.nsa_derive import sample_statistics, sample_warnings
+from components.nsa_params import NsaParams
 from components.nsa_settings import FILE, nsa_params_of, spread
 from components.params import Params
 from components.places import Places

@@ -13,7 +13,7 @@ from components.decoder import MapNetwork
 from components.detector import as_tensor
 from components.map_learner import MapLearner, MapTask, map_loss
 from components.metrics import pixel_auroc
-from components.nsa import NsaParams
+from components.nsa_params import NsaParams
 from components.params import BackboneParams, NetworkParams, TrainingParams, ViewParams
 from tests.listeners import KilledError, ignore, killed_after
 

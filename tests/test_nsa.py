@@ -20,25 +20,22 @@ from skimage.filters import median
 from skimage.morphology import disk
 
 from components import nsa
+from components.boxes import Box
 from components.draws import SampleKeys
 from components.errors import UserError
 from components.nsa import (
     OBJECT_RULE,
-    PAPER_SETTINGS,
     SIZE_RULE,
-    Box,
-    Label,
-    Method,
     NoPatchError,
-    NsaParams,
+    NsaImage,
     NsaSample,
-    Prepared,
     nsa_batch,
     nsa_sample,
     prepare,
     resize_bilinear,
 )
 from components.nsa_derive import derive_params, sample_statistics, sample_warnings
+from components.nsa_params import PAPER_SETTINGS, Label, Method, NsaParams
 
 SHARED = Path(os.environ.get("FLAWLINE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 TEXTURE, OBJECT = PAPER_SETTINGS["carpet"], replace(PAPER_SETTINGS["bottle"], k=1 / 6, x0=10)
@@ -59,7 +56,7 @@ def disc(seed: int, height: int = 192, width: int = 160, radius: float = 0.36) -
 
 
 @cache
-def pool(params: NsaParams) -> list[Prepared]:
+def pool(params: NsaParams) -> list[NsaImage]:
     make = texture if params.background is None else disc
     return [prepare(make(seed), params) for seed in range(5)]
 

@@ -13,17 +13,9 @@ from PIL import Image
 from components.detector import Composition
 from components.errors import UserError
 from components.exam import mark
-from components.nsa import (
-    CHANGE_RULE,
-    OBJECT_RULE,
-    OVERLAP_RULE,
-    PAPER_SETTINGS,
-    SIZE_RULE,
-    UNALIGNED,
-    NoPatchError,
-    prepare,
-)
+from components.nsa import CHANGE_RULE, OBJECT_RULE, OVERLAP_RULE, SIZE_RULE, NoPatchError, prepare
 from components.nsa_derive import derive_params
+from components.nsa_params import PAPER_SETTINGS, UNALIGNED
 from components.nsa_settings import load_nsa_params, nsa_params_of, spread
 from components.params import NsaSection, Params, parse_params, read_preset
 from components.prepared import load_prepared

@@ -14,7 +14,8 @@ from components.detector import as_tensor
 from components.draws import SampleKeys
 from components.files import sha256_file
 from components.map_learner import MapTask
-from components.nsa import PAPER_SETTINGS, Method, NsaParams, nsa_batch, prepare
+from components.nsa import nsa_batch, prepare
+from components.nsa_params import PAPER_SETTINGS, Method, NsaParams
 from components.params import ViewParams, parse_params
 from components.pool import fill_pool, in_order
 from components.prepared import new_array

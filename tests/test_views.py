@@ -10,7 +10,7 @@ from scipy.ndimage import binary_dilation, rotate
 from components.detector import as_tensor
 from components.draws import SampleKeys
 from components.map_learner import MapTask
-from components.nsa import NsaParams
+from components.nsa_params import NsaParams
 from components.params import NetworkParams, ViewParams
 from components.views import draw_views, scored_window, view_of, view_side
 
