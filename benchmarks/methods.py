@@ -5,7 +5,7 @@
 
 Rows that the file has already (same category, method, seed) are kept, so a run that was cut short goes on, and runs
 side by side from the same folder may share the file. train_s and fit_s are wall time, train_cpu_s is that of all cores
-together.
+together; settings are those that differ from the preset's.
 """
 
 import argparse
@@ -38,21 +38,22 @@ METHODS = (
 )
 LOCK = Path(".flawline/benchmarks.lock")
 COLUMNS = ("category", "method", "seed", "default", "encoder", "image_auroc", "pixel_auroc", "aupro", "exam_mark",
-           "train_s", "train_cpu_s", "fit_s", "score_ms")  # fmt: skip
+           "train_s", "train_cpu_s", "fit_s", "score_ms", "settings")  # fmt: skip
 
 
 def main() -> None:
     """Measure what is missing, one row at a time, and write the file after each."""
     arguments = parse_arguments()
-    default = read_preset(arguments.preset)["method"]
+    as_it_is = argparse.Namespace(**{**vars(arguments), "steps": None, "set": []})
     for category in arguments.categories:
         for method in arguments.methods:
             for seed in arguments.seeds:
                 if has_row(arguments.out, Path(category).name, method, seed):
                     continue
                 params = make_params(arguments, category, method, seed)
-                row = {**measure(Path(category).name, params, arguments.work), "default": method == default}
-                add_row(arguments.out, {name: row[name] for name in COLUMNS})
+                row = measure(Path(category).name, params, arguments.work)
+                row["settings"] = " ".join(settings_of(params, make_params(as_it_is, category, method, seed)))
+                add_row(arguments.out, row, default=read_preset(arguments.preset)["method"])
     print_table(known_rows(arguments.out))
 
 
@@ -81,10 +82,14 @@ def has_row(path: Path, category: str, method: str, seed: int) -> bool:
     return any((row["category"], row["method"], row["seed"]) == (category, method, seed) for row in known_rows(path))
 
 
-def add_row(path: Path, row: dict[str, Any]) -> None:
-    """Write the file with one more row; a run in the same folder that does so too waits its turn."""
+def add_row(path: Path, row: dict[str, Any], default: str) -> None:
+    """Write the file with one more row; a run in the same folder that does so too waits its turn.
+
+    default: the preset's method, whose rows are marked.
+    """
     with held_lock(LOCK, 60, UserError(f"Another run keeps {LOCK}: end it, then run again.")):
-        write_results(path, [*known_rows(path), row])
+        rows = [{**one, "default": one["method"] == default} for one in (*known_rows(path), row)]
+        write_results(path, [{name: one[name] for name in COLUMNS} for one in rows])
 
 
 def make_params(arguments: argparse.Namespace, category: str, method: str, seed: int) -> Params:
@@ -105,6 +110,18 @@ def make_params(arguments: argparse.Namespace, category: str, method: str, seed:
         else:
             content[key] = yaml.safe_load(value)
     return parse_params(content, f"preset {arguments.preset}")
+
+
+def settings_of(params: Params, usual: Params) -> list[str]:
+    """Where parameters differ from the usual ones, as `section.key=value`."""
+    own, other = params.model_dump(mode="json"), usual.model_dump(mode="json")
+    words = []
+    for name, value in own.items():
+        if isinstance(value, dict):
+            words += [f"{name}.{key}={value[key]}" for key in value if value[key] != other[name][key]]
+        elif value != other[name]:
+            words.append(f"{name}={value}")
+    return words
 
 
 def measure(category: str, params: Params, work: Path) -> dict[str, Any]:
