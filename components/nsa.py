@@ -38,7 +38,7 @@ _LABEL_MARGIN = 5  # the disk's radius: how far a pixel's label can see
 
 
 class NoPatchError(UserError):
-    """No patch fits: the images are smaller than the smallest one."""
+    """No patch can be made: the images are smaller than the smallest one, or whatever is blended changes nothing."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from components.errors import UserError
 from components.files import read_json
+from components.nsa import NoPatchError
 from components.nsa_derive import NsaStatistics, apply_given, derive_params
 from components.nsa_params import PAPER_SETTINGS, UNALIGNED, Label, Method, NsaParams
 from components.params import NsaSection
@@ -67,11 +68,11 @@ def load_nsa_params(
 ) -> tuple[NsaParams, dict[str, Any]]:
     """The settings which the stage synthesize wrote to nsa.json in `folder`, for this method and label; and its report.
 
-    Raises UserError, with the rule, where no sample can be made, or all that were made stay unchanged.
+    Raises NoPatchError, with the rule, where no sample can be made, or all that were made stay unchanged.
     """
     report = read_json(folder / FILE)
     if report["params"] is None or report["samples"]["unchanged_samples"] == 1:
-        raise UserError(" ".join(report["warnings"]))
+        raise NoPatchError(" ".join(report["warnings"]))
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in report["params"].items()
     }

@@ -34,6 +34,7 @@ from components.methods import (
     trains_network,
 )
 from components.network_exam import examine_network
+from components.nsa import NoPatchError
 from components.nsa_settings import load_nsa_params
 from components.params import Params, TrainingParams
 from components.places import Places
@@ -55,7 +56,7 @@ def main(category: str, params: Params) -> None:
     prepared = load_prepared(places.prepared)
     checkpoint = places.checkpoint / experiment_identity(category, params)[:16]
     members = [train_member(number, prepared, params, checkpoint) for number in range(members_of(params))]
-    learner = network_learner(prepared, params, checkpoint) if trains_network(params.method) else None
+    learner = learner_if_any(prepared, params, checkpoint)
     if learner:
         members[0] = train_network(learner, members[0], category, params)
     for _, _, progress in members:
@@ -139,6 +140,23 @@ def train_network(learner: MapLearner, member: Trained, category: str, params: P
     run_live(learner, category, params, NETWORK if progress.step else "train")
     encoder = learner.encoder if params.method == NSA_GDE else encoder
     return encoder, head, progress if progress.step else learner.progress
+
+
+def learner_if_any(prepared: Prepared, params: Params, checkpoint: Path) -> MapLearner | None:
+    """What trains the network, where the method has one.
+
+    nsa-gde goes on without, and says so, on a category that allows no synthetic anomalies; to the other methods that
+    is NoPatchError, as there would be no network to serve.
+    """
+    if not trains_network(params.method):
+        return None
+    try:
+        return network_learner(prepared, params, checkpoint)
+    except NoPatchError as error:
+        if params.method != NSA_GDE:
+            raise
+        print(f"{error} The representation before training is kept.", file=sys.stderr)
+        return None
 
 
 def network_learner(prepared: Prepared, params: Params, checkpoint: Path) -> MapLearner:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from components import evaluate, fit, synthesize, train, validate
 from components.capsule import load_capsule
@@ -90,6 +91,20 @@ def test_densities_of_the_networks_encoder(workspace: Path) -> None:
     assert capsule.detector.parts
     assert not capsule.detector.networks
     assert ("trained" in capsule.selection["held_out_marks"]) == (training["kept_step"] > 0)
+
+
+def test_where_nothing_can_be_blended_nsa_gde_keeps_the_backbone_and_a_network_is_refused(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_category(Path("data/widget"), seed=0, defects=3)
+    for path in Path("data/widget/train/good").iterdir():
+        Image.new("RGB", (50, 40), (128, 128, 128)).save(path)
+    run("nsa-gde")
+    assert "a change of more than one grey level" in (said := capsys.readouterr().err)
+    assert "The representation before training is kept." in said
+    assert read_json(Places("widget").metrics)["encoder"] == "pretrained"
+    with pytest.raises(UserError, match="a change of more than one grey level"):
+        run("nsa-logistic", upto="train")
 
 
 def test_a_network_without_steps_is_refused(workspace: Path) -> None:
