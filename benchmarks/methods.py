@@ -32,9 +32,9 @@ from components.prepared import load_prepared
 
 CATEGORIES = ("mvtec/bottle", "mvtec/screw", "magnetic_tile")
 METHODS = (
-    *("nsa-gde", "cutpaste-3way", "pretrained", "cutpaste-binary", "cutpaste-scar", "cutpaste-union"),
-    *("cutpaste-patch", "cutpaste-ensemble", "rotation", "cutout", "confetti", "nsa-logistic", "nsa-binary"),
-    *("nsa-continuous", "fpi", "pii", "nsa-cutpaste"),
+    *("cutpaste-3way", "pretrained", "cutpaste-binary", "cutpaste-scar", "cutpaste-union", "cutpaste-patch"),
+    *("cutpaste-ensemble", "rotation", "cutout", "confetti", "nsa-logistic", "nsa-binary", "nsa-continuous"),
+    *("fpi", "pii", "nsa-gde", "nsa-cutpaste"),
 )
 LOCK = Path(".flawline/benchmarks.lock")
 COLUMNS = ("category", "method", "seed", "default", "encoder", "image_auroc", "pixel_auroc", "aupro", "exam_mark",

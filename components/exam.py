@@ -89,12 +89,14 @@ def cross_paper(
 
 
 def _paper(bank: FeatureBank, chosen: np.ndarray, folds: Callable[[int], np.ndarray]) -> ExamPaper:
-    """Features and masks of the `chosen` (M,) bool of the images that can sit the exam, of the kinds that do."""
+    """Features and masks of the `chosen` (M,) bool of the images that can sit the exam."""
     rows, prepared = np.flatnonzero(chosen), bank.prepared
     return ExamPaper(
         good=bank.of(prepared.exam_source[rows]),
-        samples={kind: bank.of_samples(number, rows) for kind, number in prepared.sitting.items()},
-        masks={kind: np.asarray(prepared.exam_masks[number][rows]) for kind, number in prepared.sitting.items()},
+        samples={kind: bank.of_samples(number, rows) for number, kind in enumerate(prepared.exam_kinds)},
+        masks={
+            kind: np.asarray(masks[rows]) for kind, masks in zip(prepared.exam_kinds, prepared.exam_masks, strict=True)
+        },
         folds=folds(len(rows)),
     )
 

@@ -42,7 +42,7 @@ from components.feature_bank import FeatureBank, few_images
 from components.files import read_json
 from components.head import FILE as HEAD_FILE
 from components.head import load_head
-from components.methods import LEARNED_KINDS, NSA_GDE, PRETRAINED, TRAINED, encoder_method
+from components.methods import NSA_GDE, PRETRAINED, TRAINED, encoder_method
 from components.network_fit import Baseline, open_network, with_network
 from components.nsa_settings import load_nsa_params
 from components.params import Params
@@ -79,7 +79,7 @@ class Choice:
     Attributes:
         image, map: compositions for the image score and for the anomaly map.
         marks: of all candidates, by cross-fitting.
-        held_out: mark on held-out images of each encoder's chosen compositions, see `held_out_mark`.
+        held_out: mean image mark on held-out images of each encoder's chosen compositions.
     """
 
     image: tuple[Composition, ...]
@@ -102,7 +102,7 @@ def main(category: str, params: Params) -> None:
     """Write the capsule of one category."""
     use_threads(params.threads)
     places = Places(category)
-    prepared = replace(load_prepared(places.prepared), set_aside=LEARNED_KINDS.get(params.method, ()))
+    prepared = load_prepared(places.prepared)
     encoders = load_encoders(places.encoder, params)
     heads = load_heads(places.encoder, category, params)
     banks = make_banks({name: encoders[name] for name in heads} or encoders, prepared, params)
@@ -168,7 +168,7 @@ def choose(banks: Banks, params: Params) -> Choice:
     choices = [choose_compositions(banks[name], params) for name in first]
     choices = [with_members(choice, members) if choice.encoder == TRAINED else choice for choice in choices]
     marks = tuple(mark for choice in choices for mark in choice.marks)
-    held_out = {choice.encoder: held_out_mark(banks, choice) for choice in choices}
+    held_out = {choice.encoder: held_out_mark(banks, choice.image) for choice in choices}
     winner = choices[0]
     for other in choices[1:]:
         if held_out[other.encoder] > held_out[winner.encoder] + params.fit.margin:
@@ -197,30 +197,22 @@ def choose_compositions(bank: FeatureBank, params: Params) -> Choice:
     return Choice(by_image, maps, marks, {})
 
 
-def held_out_mark(banks: Banks, choice: Choice) -> float:
-    """Mean of the image and the pixel mark on held-out images of the chosen compositions, fitted to all others.
-
-    An image mark ranks some dozens of images and hardly tells two good representations apart; a pixel mark ranks
-    thousands of pixels. Without a dense map it is the image mark.
-    """
-    scorers = fit_scorers(choice.all, banks)
-    papers = {name: held_out_paper(banks[name]) for name in dict.fromkeys(c.encoder for c in choice.all)}
-    marks = {c: examine(c, scorers[c], papers[c.encoder]) for c in choice.all}
-    image = float(np.mean([marks[c].image for c in choice.image]))
-    pixels = [pixel for c in choice.map if (pixel := marks[c].pixel) is not None]
-    return (image + float(np.mean(pixels))) / 2 if pixels else image
+def held_out_mark(banks: Banks, compositions: Sequence[Composition]) -> float:
+    """Mean image mark on held-out images of compositions fitted to all others."""
+    scorers = fit_scorers(compositions, banks)
+    papers = {name: held_out_paper(banks[name]) for name in dict.fromkeys(c.encoder for c in compositions)}
+    return float(np.mean([examine(c, scorers[c], papers[c.encoder]).image for c in compositions]))
 
 
 def fit_scorers(compositions: Sequence[Composition], banks: Banks) -> dict[Composition, Scorer]:
     """Fit each composition's density to the images to learn from, the quicker way where they are few."""
     if not all(banks[c.encoder].keeps for c in compositions):
         return fit_densities(compositions, banks)
-    scorers: dict[Composition, Scorer] = {}
-    for widest, alike in nested(compositions).items():
-        bank = banks[widest.encoder]
-        features = learned(widest, bank, bank.prepared.fit_rows)
-        everything = widest.scorer_of(features.reshape(-1, *features.shape[2:]))
-        scorers |= {composition: composition.narrowed(everything) for composition in alike}
+    scorers = {}
+    for c in compositions:
+        bank = banks[c.encoder]
+        features = learned(c, bank, bank.prepared.fit_rows)
+        scorers[c] = c.scorer_of(features.reshape(-1, *features.shape[2:]))
     return scorers
 
 

@@ -22,13 +22,6 @@ nsa-gde: densities of the network's encoder; the decoder only helps to train it.
 """
 
 
-LEARNED_KINDS: dict[str, tuple[str, ...]] = {NSA_GDE: ("nsa",)}
-"""Kinds of the exam's samples by which a method's representation is not marked, as it has learned to see them.
-
-An encoder that NSA has trained finds a piece of grass blended into grass, and real defects of grass no better for it.
-"""
-
-
 def trains_network(method: str) -> bool:
     """Whether the stage train trains a network for this method."""
     return method in GENERATORS

@@ -26,11 +26,6 @@ class ExamMark:
     pixel: float
     by_kind: Mapping[str, float]
 
-    @property
-    def mean(self) -> float:
-        """Of image and pixel AUROC: the first alone hardly tells two good detectors apart."""
-        return (self.image + self.pixel) / 2
-
 
 def part_of(network: MapNetwork, params: Params, view: ViewParams) -> NetworkPart:
     """The network as a part, not yet on any scale."""

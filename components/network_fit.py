@@ -56,14 +56,14 @@ def with_network(
     name = f"{baseline.name} + {NETWORK}" if hybrid else NETWORK
     examined = _joined(baseline.unseen, part, hybrid)
     marks = {baseline.name: examine_detector(baseline.unseen, prepared), name: examine_detector(examined, prepared)}
-    before, after = marks[baseline.name].mean, marks[name].mean
+    before, after = marks[baseline.name].image, marks[name].image
     worse = after < before - params.fit.margin
     kept = worse and params.network.keep == "exam"
     if worse:
         print(_sentence(prepared.category, params.method, before, after, kept), file=sys.stderr)
     selection = {
         "encoder": baseline.name if kept else name,
-        "held_out_marks": {which: mark.mean for which, mark in marks.items()},
+        "held_out_marks": {which: mark.image for which, mark in marks.items()},
         "network_marks": {
             which: {"image": mark.image, "pixel": mark.pixel, "by_kind": dict(mark.by_kind)}
             for which, mark in marks.items()

@@ -32,7 +32,6 @@ class Prepared:
         exam_kinds: names of the kinds of synthetic samples, K of them.
         exam_images: (K, M, S, S, 3) uint8: one sample of each kind from each source.
         exam_masks: (K, M, S, S) bool: what was changed.
-        set_aside: kinds that densities are not examined with, though their samples are there.
     """
 
     category: str
@@ -45,12 +44,6 @@ class Prepared:
     exam_kinds: tuple[str, ...]
     exam_images: np.ndarray
     exam_masks: np.ndarray
-    set_aside: tuple[str, ...] = ()
-
-    @property
-    def sitting(self) -> dict[str, int]:
-        """The kinds that densities are examined with, and their rows in `exam_images`."""
-        return {kind: row for row, kind in enumerate(self.exam_kinds) if kind not in self.set_aside}
 
     @property
     def fit_rows(self) -> np.ndarray:

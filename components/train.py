@@ -4,7 +4,6 @@ import csv
 import io
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from components.map_learner import MapLearner, MapTask
 from components.methods import (
     ENSEMBLE,
     GENERATORS,
-    LEARNED_KINDS,
     NETWORK,
     NSA_GDE,
     TRAINED,
@@ -55,7 +53,7 @@ def main(category: str, params: Params) -> None:
     """Write the encoder with the best exam mark, its history, and what the exam said after how many steps."""
     use_threads(params.threads)
     places = Places(category)
-    prepared = replace(load_prepared(places.prepared), set_aside=LEARNED_KINDS.get(params.method, ()))
+    prepared = load_prepared(places.prepared)
     checkpoint = places.checkpoint / experiment_identity(category, params)[:16]
     members = [train_member(number, prepared, params, checkpoint) for number in range(members_of(params))]
     learner = learner_if_any(prepared, params, checkpoint)
@@ -164,7 +162,8 @@ def learner_if_any(prepared: Prepared, params: Params, checkpoint: Path) -> MapL
 def network_learner(prepared: Prepared, params: Params, checkpoint: Path) -> MapLearner:
     """What trains the network of NSA, FPI or PII on a category; UserError where it has no steps to do.
 
-    For nsa-gde the exam marks densities of the encoder, and may keep the one before training; else it marks the map.
+    For nsa-gde the exam marks densities of the encoder, and may keep the one before training; else it marks the map:
+    mean of image and pixel AUROC, as the first alone hardly tells late weights apart.
     """
     generator, label = GENERATORS[params.method]
     settings, report = load_nsa_params(Places(prepared.category).prepared, generator, label)
@@ -180,7 +179,8 @@ def network_learner(prepared: Prepared, params: Params, checkpoint: Path) -> Map
     def examiner(network: MapNetwork) -> float:
         if densities:
             return exam_mark(network.encoder, prepared, params)
-        return examine_network(network, prepared, params, view).mean
+        mark = examine_network(network, prepared, params, view)
+        return (mark.image + mark.pixel) / 2
 
     return MapLearner(
         build_encoder(params.backbone, params.seed),

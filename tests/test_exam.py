@@ -1,7 +1,5 @@
 """The synthetic exam: every image is marked by densities that have not seen it, and what sees defects gets the mark."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -186,18 +184,6 @@ def test_the_two_papers_part_the_images(encoder: Encoder, prepared: Prepared) ->
         np.testing.assert_array_equal(paper.masks["patch"], prepared.exam_masks[0][chosen])
     assert sorted(np.bincount(crossed.folds)) == [2, 2, 3]
     assert len(np.unique(held.folds)) == 1
-
-
-def test_kinds_that_are_set_aside_sit_neither_exam(encoder: Encoder, prepared: Prepared) -> None:
-    family = [Composition("e", ("head",), "image")]
-    whole = FeatureBank("e", encoder, prepared, family)
-    bank = FeatureBank("e", encoder, replace(prepared, set_aside=("patch",)), family)
-    papers = held_out_paper(bank), cross_paper(bank, 2, 0)
-    for paper, full in zip(papers, (held_out_paper(whole), cross_paper(whole, 2, 0)), strict=True):
-        assert set(full.samples) == {"patch", "scar"}
-        assert set(paper.samples) == set(paper.masks) == {"scar"}
-        assert torch.equal(paper.samples["scar"]["head"], full.samples["scar"]["head"])
-        np.testing.assert_array_equal(paper.masks["scar"], full.masks["scar"])
 
 
 def test_a_density_with_copies_learns_from_the_other_folds_and_their_copies_only(

@@ -28,8 +28,7 @@ from components.fit import (
 from components.head import projection_head, save_head
 from components.kernel_density import KernelScorer
 from components.levelwise import LevelwiseScorer
-from components.methods import PRETRAINED, TRAINED
-from components.metrics import pixel_auroc
+from components.methods import PRETRAINED
 from components.params import BackboneParams, FitParams, Params, parse_params
 from components.prepared import Prepared
 from tests.project import TINY, Project, surface
@@ -94,26 +93,6 @@ def fitted(encoder: Encoder, prepared: Prepared, params: Params, folder: Path) -
     capsule = make_capsule(detector, calibration, choice, prepared, params)
     save_capsule(capsule, golden_images(prepared), folder / "capsule")
     return load_capsule(folder / "capsule")
-
-
-def test_the_better_map_decides_where_both_find_every_defect(encoder: Encoder, prepared: Prepared) -> None:
-    params = params_of(layout="location", covariance="ridge", levels=["b1"])
-    encoders = encoder, build_encoder(BACKBONE, seed=5)
-    held_out = prepared.held_out[prepared.exam_source]
-    reached = []
-    for each in encoders:
-        banks = make_banks({PRETRAINED: each}, prepared, params)
-        detector, _ = fit_detector(choose(banks, params), banks, prepared, params, {}, refit=False)
-        good, _ = detector.score(np.asarray(prepared.images[prepared.exam_source[held_out]]))
-        found = [detector.score(np.asarray(samples[held_out])) for samples in prepared.exam_images]
-        assert min(scores.min() for scores, _ in found) > good.max()  # image AUROC 1
-        by_kind = zip(prepared.exam_masks, found, strict=True)
-        reached.append(np.mean([pixel_auroc(masks[held_out], maps) for masks, (_, maps) in by_kind]))
-    better = int(np.argmax(reached))
-    for first, second in ((0, 1), (1, 0)):
-        choice = choose(make_banks({PRETRAINED: encoders[first], TRAINED: encoders[second]}, prepared, params), params)
-        assert choice.encoder == (PRETRAINED if first == better else TRAINED)
-        assert choice.held_out[choice.encoder] == max(choice.held_out.values()) < 1
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
