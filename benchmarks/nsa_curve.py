@@ -8,6 +8,7 @@ kept, and a training that was cut short goes on from its last checkpoint.
 """
 
 import argparse
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -101,15 +102,17 @@ def measure(category: str, params: Params) -> list[dict[str, Any]]:
 
 
 class Clock:
-    """Steps per second, without the exams between them."""
+    """Steps per second, without the exams between them; of the median step, so that pauses do not count."""
 
     def __init__(self) -> None:
-        self.steps, self.seconds, self.last = 0, 0.0, time.perf_counter()
+        self.seconds: list[float] = []
+        self.last = time.perf_counter()
 
     def tick(self) -> None:
         """A step has ended."""
         now = time.perf_counter()
-        self.steps, self.seconds, self.last = self.steps + 1, self.seconds + now - self.last, now
+        self.seconds.append(now - self.last)
+        self.last = now
 
     def pause(self) -> None:
         """Something else has ended that does not count."""
@@ -118,7 +121,7 @@ class Clock:
     @property
     def rate(self) -> float:
         """Steps per second so far; 0 where none was done."""
-        return self.steps / self.seconds if self.seconds else 0.0
+        return 1 / statistics.median(self.seconds) if self.seconds else 0.0
 
 
 def paper_schedule(category: str, prepared: Prepared) -> tuple[int, int]:
