@@ -44,7 +44,6 @@ COLUMNS = ("category", "method", "seed", "default", "encoder", "image_auroc", "p
 def main() -> None:
     """Measure what is missing, one row at a time, and write the file after each."""
     arguments = parse_arguments()
-    as_it_is = argparse.Namespace(**{**vars(arguments), "steps": None, "set": []})
     for category in arguments.categories:
         for method in arguments.methods:
             for seed in arguments.seeds:
@@ -52,7 +51,8 @@ def main() -> None:
                     continue
                 params = make_params(arguments, category, method, seed)
                 row = measure(Path(category).name, params, arguments.work)
-                row["settings"] = " ".join(settings_of(params, make_params(as_it_is, category, method, seed)))
+                usual = parse_params(usual_content(arguments, category, method, seed), arguments.preset)
+                row["settings"] = " ".join(settings_of(params, usual))
                 add_row(arguments.out, row, default=read_preset(arguments.preset)["method"])
     print_table(known_rows(arguments.out))
 
@@ -89,17 +89,22 @@ def add_row(path: Path, row: dict[str, Any], default: str) -> None:
     """
     with held_lock(LOCK, 60, UserError(f"Another run keeps {LOCK}: end it, then run again.")):
         rows = [{**one, "default": one["method"] == default} for one in (*known_rows(path), row)]
-        write_results(path, [{name: one[name] for name in COLUMNS} for one in rows])
+        write_results(path, [{name: one.get(name) for name in COLUMNS} for one in rows])
 
 
-def make_params(arguments: argparse.Namespace, category: str, method: str, seed: int) -> Params:
-    """Parameters of one row: the preset, with this method and seed, on this folder."""
+def usual_content(arguments: argparse.Namespace, category: str, method: str, seed: int) -> dict[str, Any]:
+    """`arguments.preset` with this method and seed, on this folder of `arguments.data`."""
     path = (arguments.data / category).resolve()
-    content = read_preset(arguments.preset) | {
+    return read_preset(arguments.preset) | {
         "method": method,
         "seed": seed,
         "data": {"root": str(path.parent), "categories": [path.name]},
     }
+
+
+def make_params(arguments: argparse.Namespace, category: str, method: str, seed: int) -> Params:
+    """Parameters of one row: the usual ones, with what the command line changes."""
+    content = usual_content(arguments, category, method, seed)
     if arguments.steps is not None:
         content["training"] = content.get("training", {}) | {"steps": arguments.steps}
         content["network"] = content.get("network", {}) | {"steps": arguments.steps}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import print_table, write_results
-from benchmarks.methods import CATEGORIES, known_rows, working_in
+from benchmarks.methods import CATEGORIES, known_rows, usual_content, working_in
 from components import synthesize, train, validate
 from components.params import NetworkParams, Params, parse_params, read_preset
 from components.places import Places
@@ -54,15 +54,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def make_params(arguments: argparse.Namespace, category: str) -> Params:
     """The preset with this method and so many steps, and a mark after every part of them."""
-    path = (arguments.data / category).resolve()
-    content = read_preset(arguments.preset)
+    content = usual_content(arguments, category, arguments.method, seed=0)
     schedule = {"steps": arguments.steps, "epochs": 0, "exam_steps": max(1, arguments.steps // arguments.marks)}
-    content |= {
-        "method": arguments.method,
-        "threads": arguments.threads,
-        "data": {"root": str(path.parent), "categories": [path.name]},
-        "network": content.get("network", {}) | schedule,
-    }
+    content |= {"threads": arguments.threads, "network": content.get("network", {}) | schedule}
     return parse_params(content, f"preset {arguments.preset}")
 
 

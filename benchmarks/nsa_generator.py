@@ -65,7 +65,7 @@ def mask_of(picture: NsaImage, box: tuple[slice, slice]) -> Mask | None:
 def cut_patch(source: NsaImage, params: NsaParams, rng: np.random.Generator) -> tuple[slice, slice] | None:
     """Where a patch is cut from the source; None where the rule of the object share refuses every try."""
     sides = source.image.shape[:2]
-    bounds = [np.round(np.array(b) * s).astype(int) for b, s in zip(_bounds(params), sides, strict=True)]
+    bounds = [np.round(np.array(b) * s).astype(int) for b, s in zip(params.bounds, sides, strict=True)]
     gamma = params.gamma_offset + rng.gamma(params.gamma_shape, params.gamma_scale, 2)
     half = [int(np.clip(g * s, *b)) for g, s, b in zip(gamma, sides, bounds, strict=True)]
     for _ in range(params.tries):
@@ -75,10 +75,6 @@ def cut_patch(source: NsaImage, params: NsaParams, rng: np.random.Generator) -> 
         if mask is None or mask.mean() > params.min_object:
             return box  # type: ignore[return-value]
     return None
-
-
-def _bounds(params: NsaParams) -> tuple[tuple[float, float], tuple[float, float]]:
-    return params.height_bounds, params.width_bounds
 
 
 Placed = tuple[Image, Mask | None, int, int]
@@ -92,9 +88,7 @@ def place_patch(
     if params.method != "nsa":
         return patch, mask, cut[0].start, cut[1].start
     sides = target.image.shape[:2]
-    (low, high), (left, right) = (
-        (round(b[0] * s), round(b[1] * s)) for b, s in zip(_bounds(params), sides, strict=True)
-    )
+    (low, high), (left, right) = ((round(b[0] * s), round(b[1] * s)) for b, s in zip(params.bounds, sides, strict=True))
     height, width = patch.shape[:2]
     scale = np.clip(rng.normal(1, params.resize_deviation), *params.resize_bounds)
     tall = np.clip(scale * height, low, high)

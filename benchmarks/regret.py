@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import print_table, write_results
-from benchmarks.methods import CATEGORIES, make_params, working_in
+from benchmarks.methods import CATEGORIES, usual_content, working_in
 from components import synthesize, validate
 from components.backbone import build_encoder
 from components.compositions import for_maps
@@ -26,7 +26,7 @@ from components.feature_bank import FeatureBank
 from components.fit import SIGMA, choose_compositions, learned, make_banks
 from components.methods import PRETRAINED
 from components.metrics import auroc, pixel_auroc
-from components.params import Params
+from components.params import Params, parse_params
 from components.places import Places
 from components.prepared import load_prepared
 from components.runtime import use_threads
@@ -43,11 +43,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".flawline/benchmarks"), help="folder for the runs")
     parser.add_argument("--preset", default="cpu")
     parser.add_argument("--categories", nargs="+", default=list(CATEGORIES))
-    parser.set_defaults(steps=None, set=[])
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for category in arguments.categories:
-        params = make_params(arguments, category, "pretrained", 0)
+        params = parse_params(usual_content(arguments, category, "pretrained", seed=0), arguments.preset)
         with working_in(arguments.work / f"{Path(category).name}-regret"):
             rows += measure(Path(category).name, params)
         write_results(arguments.out, rows)

@@ -1,4 +1,4 @@
-"""Windows that hold rectangles: all of them, without overlap, and no more pixels than one window for everything."""
+"""Windows that hold rectangles: all of them, without overlap, and far ones in windows of their own."""
 
 import numpy as np
 import pytest

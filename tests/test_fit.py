@@ -245,6 +245,7 @@ def test_the_parameters_know_the_same_names_as_the_code() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")  # as the stages compute: a GradCAM is not the same with more, to 1e-4
 def test_the_stages_themselves_make_a_capsule_with_the_trained_heads_map(project: Project, tmp_path: Path) -> None:
     """train writes the head, fit takes it, evaluate measures its map; then all again with a kernel density."""
     copy = project.copy(tmp_path / "copy")
