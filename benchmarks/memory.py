@@ -62,7 +62,7 @@ def generate(folder: Path, count: int) -> Params:
             os.link(good / f"{number % DISTINCT:06d}.png", path)
     content = {
         "data": {"root": str(folder / "data"), "categories": [CATEGORY]},
-        "image": {"size": SIDE},
+        "image": {"side": SIDE},
         "backbone": {"name": "lcnet_035", "weights": "none"},
     }
     return parse_params(content, "the benchmark")

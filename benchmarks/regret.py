@@ -79,7 +79,7 @@ def test_figures(composition: Composition, bank: FeatureBank, params: Params) ->
     features = learned(composition, bank, np.arange(len(bank.prepared.images)))
     scorer = composition.scorer_of(features.reshape(-1, *features.shape[2:]))
     part = Part(composition, scorer, NO_SCALE, NO_SCALE, for_map=composition.is_dense)
-    detector = Detector({bank.name: bank.encoder}, [part], params.image.size, SIGMA * params.image.size / 256)
+    detector = Detector({bank.name: bank.encoder}, [part], params.image.side, SIGMA * params.image.side / 256)
     records = list_category(Path(params.data.root) / bank.prepared.category).test
     scored = score_records(detector, records, params.limits.image_limits())
     truth = scored.has_truth

@@ -152,7 +152,7 @@ def make_banks(encoders: Mapping[str, Encoder], prepared: Prepared, params: Para
     """A bank for each encoder, of the features that its candidates need."""
     count = len(prepared.fit_rows)
     return {
-        name: FeatureBank(name, encoder, prepared, candidates(name, encoder, params.image.size, count, params.fit))
+        name: FeatureBank(name, encoder, prepared, candidates(name, encoder, params.image.side, count, params.fit))
         for name, encoder in encoders.items()
     }
 
@@ -188,7 +188,7 @@ def with_members(choice: Choice, members: Sequence[str]) -> Choice:
 def choose_compositions(bank: FeatureBank, params: Params) -> Choice:
     """The best compositions of one encoder for the image score and for the map, by the cross-fitted exam."""
     count = len(bank.prepared.fit_rows)
-    family = candidates(bank.name, bank.encoder, params.image.size, count, params.fit)
+    family = candidates(bank.name, bank.encoder, params.image.side, count, params.fit)
     most = max(family, key=lambda composition: composition.copies)
     paper = cross_paper(bank, params.fit.folds, params.seed, most.copies, most.copy_kind)
     marks = tuple(weighed([cross_examine(composition, paper) for composition in family]))
@@ -271,7 +271,7 @@ def fit_detector(
         )
         for composition, values in distances.items()
     ]
-    detector = Detector(encoders, parts, params.image.size, SIGMA * params.image.size / 256, heads)
+    detector = Detector(encoders, parts, params.image.side, SIGMA * params.image.side / 256, heads)
     return detector, calibration_scores(parts, distances)
 
 

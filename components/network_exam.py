@@ -29,13 +29,13 @@ class ExamMark:
 
 def part_of(network: MapNetwork, params: Params, view: ViewParams) -> NetworkPart:
     """The network as a part, not yet on any scale."""
-    return NetworkPart(network, TOP if params.nsa.score == "top" else 1.0, scored_window(view, params.image.size))
+    return NetworkPart(network, TOP if params.nsa.score == "top" else 1.0, scored_window(view, params.image.side))
 
 
 def examine_network(network: MapNetwork, prepared: Prepared, params: Params, view: ViewParams) -> ExamMark:
     """Mark the network alone, in training; its scale does not matter."""
     part = part_of(network, params, view)
-    return examine_detector(Detector({}, [], params.image.size, 0.0, networks=[part]), prepared)
+    return examine_detector(Detector({}, [], params.image.side, 0.0, networks=[part]), prepared)
 
 
 def examine_detector(detector: Detector, prepared: Prepared) -> ExamMark:

@@ -15,6 +15,8 @@ from components.errors import UserError
 from components.images import ImageLimits
 
 PRESETS = Path(__file__).parent / "presets"
+RENAMED = {"image.size": "image.side"}
+UNSEEN_BY_DVC = ("size", "nfiles")  # keys of any depth that DVC's run cache leaves out when it compares parameters
 
 _Value = TypeVar("_Value")
 Auto = Annotated[
@@ -80,9 +82,9 @@ class DemoParams(_Section):
 
 
 class ImageParams(_Section):
-    """Geometry: every image is resampled to `size` × `size` pixels."""
+    """Geometry: every image is resampled to `side` × `side` pixels."""
 
-    size: int = Field(256, ge=32, le=1024)
+    side: int = Field(256, ge=32, le=1024)
 
 
 class ValidationParams(_Section):
@@ -325,6 +327,8 @@ class NetworkParams(_Section):
             raise ValueError(f"strides must begin with the deepest, not {list(self.strides)}")
         if self.frozen and not self.freeze_batch_norm:
             raise ValueError("frozen blocks keep their batch norm, but freeze_batch_norm is false")
+        if unseen := [name for name in UNSEEN_BY_DVC if name in self.epochs_of]:
+            raise ValueError(f"epochs_of cannot have the key {unseen[0]!r}, as DVC's run cache does not see its value")
         return self
 
     def steps_of(self, category: str, images: int) -> int:
@@ -501,9 +505,9 @@ class Params(_Section):
 
     @model_validator(mode="after")
     def _patches_fit(self) -> Self:
-        if self.method == "cutpaste-patch" and self.patch.receptive_field > self.image.size:
+        if self.method == "cutpaste-patch" and self.patch.receptive_field > self.image.side:
             raise ValueError(
-                f"patch.receptive_field {self.patch.receptive_field} is larger than image.size {self.image.size}"
+                f"patch.receptive_field {self.patch.receptive_field} is larger than image.side {self.image.side}"
             )
         return self
 
@@ -558,6 +562,8 @@ def _sentence(error: ValidationError, where: str) -> str:
 def _problem(location: tuple[int | str, ...], kind: str, message: str) -> str:
     key = ".".join(map(str, location)) or "the file"
     match kind:
+        case "extra_forbidden" if key in RENAMED:
+            return f"the key '{key}' is called '{RENAMED[key]}' now, so rename it"
         case "extra_forbidden":
             return f"the key '{key}' is unknown"
         case "missing":

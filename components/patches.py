@@ -64,7 +64,7 @@ class PatchNet(nn.Module):
         if size < self.receptive_field:
             raise UserError(
                 f"Patches of {self.receptive_field} pixels do not fit into images of {size}: make "
-                "patch.receptive_field smaller or image.size larger in params.yaml."
+                "patch.receptive_field smaller or image.side larger in params.yaml."
             )
         return (size - self.receptive_field) // self.stride + 1
 

@@ -87,7 +87,7 @@ def choose_exam(held_out: np.ndarray, limit: int, seed: int) -> np.ndarray:
 
 def write_images(folder: Path, records: list[ImageRecord], params: Params) -> np.ndarray:
     """Write images.npy, uint8 (N, S, S, 3), one image in memory at a time; returns it, mapped."""
-    size, limits = params.image.size, params.limits.image_limits()
+    size, limits = params.image.side, params.limits.image_limits()
     images = new_array(folder / "images.npy", (len(records), size, size, 3), "uint8")
     for row, record in enumerate(records):
         images[row] = resize_image(read_image(record.path, limits), size)

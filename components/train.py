@@ -208,7 +208,7 @@ def say_if_it_did_not_help(category: str, progress: Progress) -> None:
 
 def exam_mark(encoder: Encoder, prepared: Prepared, params: Params) -> float:
     """Mean image mark, by held-out images and their samples, of the pooled feature and the first dense composition."""
-    family = candidates(TRAINED, encoder, params.image.size, len(prepared.fit_rows))
+    family = candidates(TRAINED, encoder, params.image.side, len(prepared.fit_rows))
     examined = (family[0], pooled(TRAINED, (HEAD,)))
     bank = FeatureBank(TRAINED, encoder, prepared, examined)
     good, paper = bank.of(prepared.fit_rows[: params.synthesis.exam_images]), held_out_paper(bank)

@@ -21,7 +21,7 @@ TINY: dict[str, Any] = {
     "method": "cutpaste-3way",
     "threads": 1,
     "data": {"root": "data/tiny", "categories": list(CATEGORIES)},
-    "image": {"size": 32},
+    "image": {"side": 32},
     "validation": {"min_good": 10},
     "synthesis": {"exam_images": 8},
     "backbone": {"name": "lcnet_035", "weights": "none"},

@@ -97,15 +97,15 @@ def test_without_options_the_file_is_left_alone(params_file: Path) -> None:
 def test_a_preset_replaces_all_but_data_seed_and_machine(params_file: Path) -> None:
     edit_params(None, ["fit.margin=0.5", "limits.max_pixels=1000"], {"seed": 5, "threads": 1})
     params = edit_params("paper-cutpaste")
-    assert (params.backbone.name, params.training.steps, params.image.size) == ("resnet18", 65536, 256)
+    assert (params.backbone.name, params.training.steps, params.image.side) == ("resnet18", 65536, 256)
     assert params.fit.margin == 0
     assert (params.seed, params.threads, params.limits.max_pixels) == (5, 1, 1000)
 
 
 def test_an_impossible_setting_changes_nothing(params_file: Path) -> None:
     before = params_file.read_bytes()
-    with pytest.raises(UserError, match=r"image\.size"):
-        edit_params(None, ["image.size=-4"])
+    with pytest.raises(UserError, match=r"image\.side"):
+        edit_params(None, ["image.side=-4"])
     assert params_file.read_bytes() == before
 
 

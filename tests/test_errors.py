@@ -117,7 +117,7 @@ def test_one_faulty_category_stops_no_other(ran: Project, tmp_path: Path) -> Non
     ("arguments", "words"),
     [
         (["--set", "training.stepz=3"], "'training.stepz' is unknown"),
-        (["--set", "image.size=nine"], "'image.size' is impossible"),
+        (["--set", "image.side=nine"], "'image.side' is impossible"),
         (["--method", "guessing"], "'method' is impossible"),
         (["--preset", "fastest"], "There is no preset 'fastest': choose one of cpu, demo, paper-cutpaste"),
         (["sprocket"], "sprocket is not in data.categories of params.yaml (widget, gadget)"),

@@ -41,7 +41,7 @@ def params_of(**fit: Any) -> Params:
     content = {
         "method": "pretrained",
         "data": TINY["data"],
-        "image": {"size": SIZE},
+        "image": {"side": SIZE},
         "backbone": BACKBONE.model_dump(),
     }
     return parse_params({**content, "fit": {"folds": 2, **fit}}, "my.yaml")

@@ -184,7 +184,7 @@ def test_a_listed_category_goes_through_the_line_with_the_papers_preset(
     Path("lists/norm_MaleAdultPA_train_curated_list.txt").write_text("\n".join(names))
     import_lists(Path("scans"), Path("lists"), Path("data"), LIMITS)
     data = {"root": "data", "categories": ["MaleAdultPA"]}
-    content = read_preset("paper-nsa-medical") | {"data": data, "image": {"size": 96}}
+    content = read_preset("paper-nsa-medical") | {"data": data, "image": {"side": 96}}
     params = parse_params(content, "paper-nsa-medical")
     write_json(Places("MaleAdultPA").validation / "report.json", {"data_digest": "d" * 64})
     synthesize.main("MaleAdultPA", params)

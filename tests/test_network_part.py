@@ -66,7 +66,7 @@ def prepared() -> Prepared:
 
 def params(**sections: Any) -> Params:
     data = {"root": "data", "categories": ["bolt"]}
-    return parse_params({"data": data, "image": {"size": SIZE}, "method": "nsa-logistic", **sections}, "test")
+    return parse_params({"data": data, "image": {"side": SIZE}, "method": "nsa-logistic", **sections}, "test")
 
 
 @pytest.fixture(scope="module")

@@ -154,7 +154,7 @@ def make_params(size: int, **nsa: Any) -> Params:
     return parse_params(
         {
             "data": {"root": "data", "categories": ["bolt"]},
-            "image": {"size": size},
+            "image": {"side": size},
             "synthesis": {"exam_images": 6},
             "nsa": nsa,
         },

@@ -41,11 +41,15 @@ def test_an_unknown_key_is_named(sections: dict[str, Any], key: str) -> None:
     assert f"the key '{key}' is unknown" in refusal(**sections)
 
 
+def test_a_key_that_was_renamed_is_refused_with_its_new_name() -> None:
+    assert "the key 'image.size' is called 'image.side' now, so rename it;" in refusal(image={"size": 64})
+
+
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [
-        ("image", "size", 8),
-        ("image", "size", "big"),
+        ("image", "side", 8),
+        ("image", "side", "big"),
         ("training", "rate", 0),
         ("training", "rate", -1e-3),
         ("training", "optimizer", "lion"),
@@ -113,7 +117,7 @@ def test_missing_keys_are_named() -> None:
 
 
 def test_many_problems_are_said_in_one_sentence() -> None:
-    sentence = refusal(image={"size": 1}, fit={"folds": 0, "best": 0}, seed=-1, threads=0)
+    sentence = refusal(image={"side": 1}, fit={"folds": 0, "best": 0}, seed=-1, threads=0)
     assert sentence.count("is impossible") == 3
     assert "(and 2 more)" in sentence
 

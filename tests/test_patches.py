@@ -91,12 +91,12 @@ def test_the_map_is_as_large_as_said(receptive_field: int, stride: int, more: in
 
 
 def test_a_patch_larger_than_the_image_is_refused_by_the_name_of_both_parameters() -> None:
-    with pytest.raises(UserError, match=r"patch\.receptive_field smaller or image\.size larger"):
+    with pytest.raises(UserError, match=r"patch\.receptive_field smaller or image\.side larger"):
         PatchNet(64, 8, 8).grid(63)
     data = {"root": "data", "categories": ["bolt"]}
-    sections = {"data": data, "image": {"size": 48}, "patch": {"receptive_field": 64}}
+    sections = {"data": data, "image": {"side": 48}, "patch": {"receptive_field": 64}}
     parse_params(sections, "my.yaml")  # another method does not look at it
-    with pytest.raises(UserError, match=r"patch\.receptive_field 64 is larger than image\.size 48"):
+    with pytest.raises(UserError, match=r"patch\.receptive_field 64 is larger than image\.side 48"):
         parse_params({**sections, "method": "cutpaste-patch"}, "my.yaml")
 
 

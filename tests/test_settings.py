@@ -107,8 +107,8 @@ def test_a_preset_twice_is_the_preset_once(path: Path) -> None:
 
 
 def test_settings_win_over_the_preset(path: Path) -> None:
-    assert edit_params("demo", ["image.size=64"]).image.size == 64
-    assert load_params(path).image.size == 64
+    assert edit_params("demo", ["image.side=64"]).image.side == 64
+    assert load_params(path).image.side == 64
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_settings_win_over_the_preset(path: Path) -> None:
 )
 def test_what_is_impossible_is_refused_before_anything_is_written(path: Path, setting: str, named: str) -> None:
     with pytest.raises(UserError) as caught:
-        edit_params("cpu", ["image.size=64", setting])
+        edit_params("cpu", ["image.side=64", setting])
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
     assert path.read_text() == TEXT

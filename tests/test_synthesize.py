@@ -27,7 +27,7 @@ def params(**synthesis: object) -> Params:
     return parse_params(
         {
             "data": {"root": "data", "categories": ["bolt"]},
-            "image": {"size": SIZE},
+            "image": {"side": SIZE},
             "synthesis": {"held_out": 0.3, "exam_images": 9, **synthesis},
         },
         "test",
