@@ -3,9 +3,11 @@
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from components.dataset import check_category_name
 from components.errors import UserError, os_error_sentence
+from components.mlflow_store import check_place
 from components.params import Params, load_params
 
 
@@ -33,6 +35,7 @@ def _category(arguments: list[str]) -> str:
 
 def _params_with_threads() -> Params:
     """Read params.yaml and fix the number of threads before any numerical library starts its own."""
+    check_place(Path.cwd())
     params = load_params()
     os.environ.update(params.thread_variables)
     return params

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from components.errors import UserError
 from components.files import digest_of, sha256_file
+from components.mlflow_store import artifact_location, database_of, database_uri, follow_move
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,7 +97,7 @@ def code_digest(folder: Path = CODE) -> str:
 
 def tracking_uri() -> str:
     """Where MLflow keeps its records: `MLFLOW_TRACKING_URI`, or SQLite in `.flawline/mlflow` of the current folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{STATE.resolve() / 'mlflow' / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or database_uri(STATE.parent)
 
 
 def registry_uri() -> str:
@@ -133,6 +134,8 @@ def connect() -> tuple["MlflowClient", str]:
     # Its tracebacks come on top of the exceptions, which are said in one sentence here.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     with _database_lock():  # two processes must not both create the tables of a new SQLite file
+        if _is_own_database():
+            follow_move(STATE.parent)
         client = MlflowClient(tracking_uri=tracking_uri(), registry_uri=registry_uri())
         return client, _experiment_id(client)
 
@@ -389,10 +392,14 @@ def _experiment_id(client: "MlflowClient") -> str:
 
 
 def _artifact_location() -> str | None:
-    """A folder beside the default database; a server has its own place."""
-    if os.environ.get("MLFLOW_TRACKING_URI"):
-        return None
-    return str(STATE.resolve() / "mlflow" / "artifacts")
+    """A folder beside the project's own database; a server has its own place."""
+    return artifact_location(STATE.parent) if _is_own_database() else None
+
+
+def _is_own_database() -> bool:
+    """Whether MLflow's records are in the project's own state, as they are unless the user says otherwise."""
+    path = tracking_uri().removeprefix("sqlite:///")
+    return path != tracking_uri() and Path(path).absolute() == database_of(STATE.parent)
 
 
 def _runs_of(client: "MlflowClient", experiment: str, identity: str) -> "list[MlflowRun]":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -202,7 +203,7 @@ def _show_next_steps(category: str) -> None:
     print(
         f"""
 Try next (first: source .venv/bin/activate):
-  flawline score {defect.path} --maps scored
+  flawline score {shlex.quote(str(defect.path))} --maps scored
   {_how_to_review()}
   dvc repro
 Anomaly maps: {Places(category).evaluation / "gallery.png"}"""
@@ -215,7 +216,7 @@ def _how_to_review() -> str:
     uri, page = tracking_uri(), experiment_page()
     if uri.startswith("http"):
         return f"open {shown_uri(uri)}{page}"
-    return f"mlflow ui --backend-store-uri {uri}   # then open http://127.0.0.1:5000{page}"
+    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}   # then open http://127.0.0.1:5000{page}"
 
 
 if __name__ == "__main__":

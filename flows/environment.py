@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from components.errors import UserError
+from components.mlflow_store import check_place
 
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -27,6 +28,7 @@ def enter_project() -> Path:
     here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / "dvc.yaml").is_file() and (folder / "params.yaml").is_file():
+            check_place(folder)
             os.chdir(folder)
             _set_defaults(folder)
             return folder
