@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from components.dataset import ImageRecord, image_files, list_records
+from components.dataset import ImageRecord, list_records
 from components.errors import UserError, printable
 from components.files import sync_file
 from components.images import EXTENSIONS, ImageLimits, read_image, read_mask
+from components.layout import image_files, is_hidden
 
 Manifest = Mapping[str, str]  # file name inside the category, with forward slashes -> MD5 of its content, 32 hex digits
 SPLITS = ("train", "validation", "test")
@@ -105,7 +106,8 @@ def current_manifest(folder: Path, version: Manifest, threads: int) -> dict[str,
 def is_image(name: str) -> bool:
     """Whether a file of a category is an image to learn from or test on: no mask, no licence text."""
     path = PurePosixPath(name)
-    return len(path.parts) == 3 and path.parts[0] in SPLITS and path.suffix.lower() in EXTENSIONS
+    is_hidden_file = any(map(is_hidden, path.parts))
+    return len(path.parts) == 3 and path.parts[0] in SPLITS and path.suffix.lower() in EXTENSIONS and not is_hidden_file
 
 
 def compare(old: Manifest, new: Manifest) -> Difference:

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components.errors import UserError
-from components.images import EXTENSIONS
+from components.layout import LOGICAL, folders_in, image_files, is_good_name, name_key
+from components.mask_pairs import MaskPairs, is_test_mask_root, masks_beside, pair_masks
 
-GOOD_NAMES = ("good", "ok")
-LOGICAL = "logical_anomalies"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -63,8 +62,9 @@ class Category:
 def list_category(root: Path) -> Category:
     """List the images of the category in folder `root` (train/good, test/KIND, ground_truth/KIND, masks optional).
 
-    BTAD's "ok", VisA's mask names (NAME.png) and LOCO's folders of masks are understood; LOCO's validation images
-    count as training images and its logical anomalies, which no local method can see, are left out.
+    BTAD's "ok", VisA's mask names (NAME.png) and LOCO's folders of masks are understood, good and ok in any case, and
+    masks in other usual places (`components.mask_pairs`). LOCO's validation images count as training images and its
+    logical anomalies, which no local method can see, are left out. `components.left_out` names what is not listed.
     Raises UserError where the folder is missing, its name is unfit, or it has no good training image.
     """
     check_category_name(root.name)
@@ -85,10 +85,31 @@ def find_categories(root: Path) -> list[str]:
     """Names of the folders in `root` which hold a train/good (or train/ok) folder, sorted."""
     if not root.is_dir():
         raise UserError(f"There is no data folder at {root}: check the path.")
-    found = sorted(path.name for path in root.iterdir() if any((path / "train" / name).is_dir() for name in GOOD_NAMES))
+    found = category_names(root)
     if not found:
         raise UserError(f"{root} holds no category: each needs a folder NAME/train/good with good images.")
     return found
+
+
+def category_names(root: Path) -> list[str]:
+    """`find_categories`, but none where there is none."""
+    return [path.name for path in folders_in(root) if good_folders(path / "train")]
+
+
+def good_folders(split: Path) -> list[Path]:
+    """The folders of good images in train, validation or test, sorted."""
+    return [path for path in folders_in(split) if is_good_name(path.name)]
+
+
+def defect_folders(root: Path) -> list[Path]:
+    """The folders of the kinds of defects in a category's test folder, sorted."""
+    kinds = [path for path in folders_in(root / "test") if not is_good_name(path.name)]
+    return [path for path in kinds if name_key(path.name) != LOGICAL and not is_test_mask_root(path)]
+
+
+def find_masks(root: Path) -> MaskPairs:
+    """The masks of a category's defective images, and what is not clear about them."""
+    return pair_masks(root, {folder.name: _defects(folder) for folder in defect_folders(root)})
 
 
 def check_category_name(name: str) -> None:
@@ -100,35 +121,23 @@ def check_category_name(name: str) -> None:
 
 
 def _train_records(root: Path) -> list[ImageRecord]:
-    folders = [root / split / name for split in ("train", "validation") for name in GOOD_NAMES]
+    folders = [folder for split in ("train", "validation") for folder in good_folders(root / split)]
     return [_record(root, path, "train", "good") for folder in folders for path in image_files(folder)]
 
 
 def _test_records(root: Path) -> list[ImageRecord]:
-    test = root / "test"
-    folders = sorted(path for path in test.iterdir() if path.is_dir()) if test.is_dir() else []
-    good = [folder for folder in folders if folder.name in GOOD_NAMES]
-    bad = [folder for folder in folders if folder.name not in (*GOOD_NAMES, LOGICAL)]
+    good = good_folders(root / "test")
     records = [_record(root, path, "test", "good") for folder in good for path in image_files(folder)]
-    for folder in bad:
-        masks = _masks_by_stem(root / "ground_truth" / folder.name)
-        records += [_record(root, path, "test", folder.name, masks.get(path.stem, ())) for path in image_files(folder)]
+    masks = find_masks(root).masks
+    for folder in defect_folders(root):
+        records += [_record(root, path, "test", folder.name, masks.get(path, ())) for path in _defects(folder)]
     return records
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The image files directly in `folder`, by their extension, sorted by name; none where there is no folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS and path.is_file())
-
-
-def _masks_by_stem(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """Masks of one defect kind by the stem of the image they belong to."""
-    masks: dict[str, tuple[Path, ...]] = {path.stem.removesuffix("_mask"): (path,) for path in image_files(folder)}
-    if folder.is_dir():
-        masks |= {path.name: tuple(image_files(path)) for path in folder.iterdir() if path.is_dir()}
-    return masks
+def _defects(folder: Path) -> list[Path]:
+    """The images of one kind of defect, without the masks that may lie beside them."""
+    masks = set(masks_beside(folder))
+    return [path for path in image_files(folder) if path not in masks]
 
 
 def _record(root: Path, path: Path, split: str, kind: str, masks: tuple[Path, ...] = ()) -> ImageRecord:

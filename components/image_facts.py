@@ -45,10 +45,10 @@ def _row(record: ImageRecord, limits: ImageLimits, known: dict[str, Any]) -> dic
 
 def _read_facts(path: Path, limits: ImageLimits) -> Facts:
     try:
-        pixels, mode, _ = read_with_header(path, limits)  # (H, W, 3)
+        decoded = read_with_header(path, limits)
     except UserError:
         return {"pixels": None}
-    return image_facts(pixels, mode)
+    return image_facts(decoded.pixels, decoded.mode)
 
 
 def _read_cache(cache: Path) -> dict[str, Any]:

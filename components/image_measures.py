@@ -52,6 +52,11 @@ def image_measures(image: np.ndarray) -> dict[str, float]:
     }
 
 
+def grey_levels(image: np.ndarray) -> int:
+    """How many of the 256 levels of luma an image (H, W, 3) uint8 has."""
+    return int(np.count_nonzero(Image.fromarray(image).convert("L").histogram()))
+
+
 def size_words(image: np.ndarray) -> str:
     """The size of an image (H, W, …) as people write it: "W×H"."""
     return f"{image.shape[1]}×{image.shape[0]}"

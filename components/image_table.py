@@ -13,8 +13,10 @@ from threadpoolctl import threadpool_limits
 from components.dataset import Category, ImageRecord
 from components.errors import UserError, printable
 from components.files import digest_of, sha256_file
-from components.image_measures import MEASURES, hash_of, image_facts, size_words
-from components.images import ImageLimits, mask_values, read_image, read_mask, read_with_header
+from components.image_measures import MEASURES, grey_levels, hash_of, image_facts, size_words
+from components.images import ImageLimits, read_image, read_mask_with_header, read_with_header
+from components.layout import image_files
+from components.mask_pairs import mask_roots
 from components.perceptual_hash import HashIndex, small_grey
 
 _AT_ONCE = 1000  # rows that exist as dicts: these take ten times the room of the table's
@@ -22,8 +24,13 @@ _TEXT = (
     *("name", "split", "kind", "sha256", "error", "size", "mode", "format", "pixels"),
     *("mask_folder", "mask", "mask_error", "mask_size"),
 )
-_NUMBERS = ("bytes", "decodes", "width", "height", "short_side", *MEASURES, "mask_count", "mask_levels", "mask_area")
+_NUMBERS = (
+    *("bytes", "decodes", "width", "height", "short_side", "frames", "orientation", "levels", *MEASURES),
+    *("mask_count", "mask_levels", "mask_area", "mask_percent", "mask_inverted", "mask_frames", "mask_orientation"),
+)
 _DTYPES = dict.fromkeys(_TEXT, "str") | dict.fromkeys(MEASURES, "float64")
+LARGE_MASK = 50  # percent of the image: a mask that marks more may be inverted
+_FRAME_SHARE = 0.9  # of the pixels along the border, which an inverted mask marks
 
 
 def image_table(category: Category, limits: ImageLimits, threads: int = 1, near_distance: float = 0.05) -> pd.DataFrame:
@@ -33,7 +40,8 @@ def image_table(category: Category, limits: ImageLimits, threads: int = 1, near_
         name, split, kind: as in ImageRecord, through `printable`.
         bytes, sha256: size and digest of the file. decodes: whether it can be read within `limits`; error: why not.
         width, height, short_side (pixels), size ("W×H"): as the eye sees it, after EXIF rotation.
-        mode, format: Pillow's names. pixels: digest of the decoded RGB pixels.
+        mode, format: Pillow's names. pixels: digest of the decoded RGB pixels. frames: images in the file, of which
+            the first counts. orientation: EXIF's. levels: how many grey levels the image has.
         brightness, contrast, sharpness, red_share, blue_share: see `image_measures.image_measures`.
         duplicate_of: for an image, the first image of its split with the same pixels, if it is another one.
         leaked_from: for a test image, the first training image with the same pixels.
@@ -44,6 +52,8 @@ def image_table(category: Category, limits: ImageLimits, threads: int = 1, near_
         mask_count: how many it has.
         mask_error: why a mask cannot be decoded. mask_levels: most distinct values in one mask.
         mask_size: "W×H" of the masks, of one that differs from the image if any does. mask_area: defective pixels.
+        mask_percent: of the image that is marked. mask_inverted: 1 if it looks inverted (more than half of the image is
+            marked, and nearly all of its border), else 0. mask_frames, mask_orientation: as of images.
 
     Images are read one at a time per thread: memory does not grow with their number beyond the table.
     """
@@ -74,14 +84,23 @@ def good_values(table: pd.DataFrame, measure: str, split: str) -> np.ndarray:
 
 
 def _mask_folders(category: Category) -> dict[str, str]:
-    """The folder in ground_truth of each defect kind for which it holds anything: then each image needs a mask."""
-    kinds = {record.kind for record in category.records if not record.is_good}
-    folders = {kind: category.root / "ground_truth" / kind for kind in kinds}
-    return {kind: _name(folder, category.root) for kind, folder in folders.items() if _holds_files(folder)}
+    """The folder with the masks of each defect kind for which there are any: then each image needs one."""
+    found: dict[str, Path] = {}
+    roots = mask_roots(category.root)
+    for record in category.records:
+        if record.masks:
+            found.setdefault(record.kind, _folder_of(record.masks[0], roots))
+    for kind in {record.kind for record in category.records if not record.is_good} - found.keys():
+        folder = next((root / kind for root in roots if image_files(root / kind)), None)
+        if folder is not None:
+            found[kind] = folder
+    return {kind: _name(folder, category.root) for kind, folder in found.items()}
 
 
-def _holds_files(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
+def _folder_of(mask: Path, roots: list[Path]) -> Path:
+    """The folder in which the masks of a mask's kind are: in ground_truth, itself, or beside the images."""
+    own = next((root for root in roots if mask.is_relative_to(root)), None)
+    return own / mask.relative_to(own).parts[0] if own and mask.parent != own else mask.parent
 
 
 def _row(record: ImageRecord, root: Path, limits: ImageLimits, mask_folders: dict[str, str]) -> dict[str, Any]:
@@ -94,11 +113,13 @@ def _row(record: ImageRecord, root: Path, limits: ImageLimits, mask_folders: dic
 
 def _image_facts(record: ImageRecord, limits: ImageLimits) -> dict[str, Any]:
     try:
-        image, mode, format = read_with_header(record.path, limits)  # (H, W, 3)
+        decoded = read_with_header(record.path, limits)
     except UserError as error:
         return {"decodes": False, "error": _problem(error, record.path)}
-    height, width = image.shape[:2]
-    return {"decodes": True, "format": format, "width": width, "height": height} | image_facts(image, mode)
+    height, width = decoded.pixels.shape[:2]
+    row = {"decodes": True, "format": decoded.format, "width": width, "height": height}
+    row |= {"frames": decoded.frames, "orientation": decoded.orientation, "levels": grey_levels(decoded.pixels)}
+    return row | image_facts(decoded.pixels, decoded.mode)
 
 
 def _mask_facts(masks: tuple[Path, ...], root: Path, limits: ImageLimits, size: str | None) -> dict[str, Any]:
@@ -111,18 +132,27 @@ def _mask_facts(masks: tuple[Path, ...], root: Path, limits: ImageLimits, size: 
     if decoded:
         sizes = [fact["mask_size"] for fact in decoded]
         row["mask_size"] = next((other for other in sizes if other != size), sizes[0])
-        row["mask_levels"] = max(fact["mask_levels"] for fact in decoded)
         row["mask_area"] = sum(fact["mask_area"] for fact in decoded)
+        for name in ("mask_levels", "mask_percent", "mask_inverted", "mask_frames", "mask_orientation"):
+            row[name] = max(fact[name] for fact in decoded)
     return row
 
 
 def _one_mask(path: Path, root: Path, limits: ImageLimits) -> dict[str, Any]:
     try:
-        mask = read_mask(path, limits)  # (H, W)
-        levels = len(mask_values(path, limits))
+        mask = read_mask_with_header(path, limits)
     except UserError as error:
         return {"mask_error": f"{_name(path, root)} {_problem(error, path)}"}
-    return {"mask_size": size_words(mask), "mask_levels": levels, "mask_area": int(mask.sum())}
+    marked = mask.marked  # (H, W)
+    facts = {"mask_size": size_words(marked), "mask_levels": mask.levels, "mask_area": int(marked.sum())}
+    facts |= {"mask_percent": 100 * float(marked.mean()), "mask_inverted": float(_looks_inverted(marked))}
+    return facts | {"mask_frames": mask.frames, "mask_orientation": mask.orientation}
+
+
+def _looks_inverted(marked: np.ndarray) -> bool:
+    """Whether a mask (H, W) marks more than half of its image and nearly all of its border, but not everything."""
+    border = np.concatenate([marked[0], marked[-1], marked[:, 0], marked[:, -1]])
+    return LARGE_MASK / 100 < marked.mean() < 1 and float(border.mean()) > _FRAME_SHARE
 
 
 def _problem(error: UserError, path: Path) -> str:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -14,6 +15,7 @@ from components.errors import UserError
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+ORIENTATION = 0x0112  # EXIF's tag: 1 is upright
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,33 @@ def read_image(path: Path, limits: ImageLimits) -> np.ndarray:
     return read_with_header(path, limits)[0]
 
 
-def read_with_header(path: Path, limits: ImageLimits) -> tuple[np.ndarray, str, str]:
-    """`read_image`, and Pillow's names of the file's mode and format, such as "RGB" and "PNG"."""
+class Decoded(NamedTuple):
+    """One image file, decoded.
+
+    pixels: (H, W, 3) uint8 RGB. mode, format: Pillow's names, such as "RGB" and "PNG". frames: how many images the file
+    holds, of which this is the first. orientation: EXIF's, 1 where nothing was turned.
+    """
+
+    pixels: np.ndarray
+    mode: str
+    format: str
+    frames: int
+    orientation: int
+
+
+class DecodedMask(NamedTuple):
+    """One mask file, decoded: marked (H, W) bool, True on the defect; levels: how many distinct values it holds."""
+
+    marked: np.ndarray
+    levels: int
+    frames: int
+    orientation: int
+
+
+def read_with_header(path: Path, limits: ImageLimits) -> Decoded:
+    """`read_image`, and what the file says of itself."""
     with _opened(path, limits) as image:
-        return _upright_rgb(image, path), image.mode, str(image.format)
+        return Decoded(_upright_rgb(image, path), image.mode, str(image.format), *_frames_and_orientation(image))
 
 
 def decode_image(data: bytes, name: str, limits: ImageLimits) -> np.ndarray:
@@ -52,29 +77,39 @@ def decode_image(data: bytes, name: str, limits: ImageLimits) -> np.ndarray:
 
 
 def read_mask(path: Path, limits: ImageLimits) -> np.ndarray:
-    """Read one ground-truth mask: (H, W) bool, True on the defect (any value above zero)."""
-    with _opened(path, limits) as image:
-        if image.mode in ("P", "RGB", "RGBA", "LA", "CMYK"):
-            image = image.convert("L")
-        return np.array(image) > 0
+    """Read one ground-truth mask as the eye sees it: (H, W) bool, True on the defect (any value above zero).
+
+    EXIF rotation is applied as for images. A pixel of a colour or palette mask counts unless it is black; transparency
+    is laid over black, and where the colour is the same everywhere, the opacity alone says what is marked.
+    """
+    return read_mask_with_header(path, limits).marked
+
+
+def read_mask_with_header(path: Path, limits: ImageLimits) -> DecodedMask:
+    """`read_mask`, and what the file says of itself."""
+    with _opened(path, limits) as image, _failures_explained(path, limits):
+        values = _mask_values(ImageOps.exif_transpose(image))
+        return DecodedMask(values > 0, len(np.unique(values)), *_frames_and_orientation(image))
+
+
+def mask_values(path: Path, limits: ImageLimits) -> np.ndarray:
+    """The distinct values of a mask, sorted, of a colour one the brightest channel's: a proper mask has at most two."""
+    with _opened(path, limits) as image, _failures_explained(path, limits):
+        return np.unique(_mask_values(image))
 
 
 def read_grey(path: Path, limits: ImageLimits) -> tuple[np.ndarray, dict[str, str]]:
     """Read one image's grey values as they are stored: (H, W) uint8, or uint16 for a deep image; and its PNG texts.
 
-    Colour images become grey, transparency is laid over black. Raises UserError as `read_image` does.
+    EXIF rotation is applied. Colour images become grey, transparency is laid over black. Raises UserError as
+    `read_image` does.
     """
-    with _opened(path, limits) as image:
+    with _opened(path, limits) as image, _failures_explained(path, limits):
         texts = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
+        image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):
             return _values_of_16_bit(image, path).astype(np.uint16), texts
         return np.array(_as_rgb(image, path).convert("L")), texts
-
-
-def mask_values(path: Path, limits: ImageLimits) -> np.ndarray:
-    """The distinct grey values of a mask, sorted: a proper mask has at most two."""
-    with _opened(path, limits) as image:
-        return np.unique(np.array(image.convert("L") if image.mode in ("P", "RGB", "RGBA", "LA") else image))
 
 
 def resize_image(image: np.ndarray, size: int) -> np.ndarray:
@@ -106,6 +141,8 @@ def _decoded(source: Path | BytesIO, path: Path | str, limits: ImageLimits) -> I
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(source, formats=FORMATS)
         _check_pixels(path, image.size, limits)
+        image.filename = ""  # else Pillow maps raw grey TIFF pixels into memory, and loses how they are to be turned
+        image.info["orientation"] = image.getexif().get(ORIENTATION, 1)  # which is gone once a TIFF file is loaded
         image.load()
         return image
 
@@ -114,6 +151,25 @@ def _upright_rgb(image: Image.Image, path: Path | str) -> np.ndarray:
     """(H, W, 3) uint8 RGB with the EXIF rotation applied; EXIF data may be damaged where the pixels are not."""
     with _failures_explained(path, ImageLimits()):
         return np.array(_as_rgb(ImageOps.exif_transpose(image), path), dtype=np.uint8)  # (H, W, 3)
+
+
+def _frames_and_orientation(image: Image.Image) -> tuple[int, int]:
+    """How many images the file holds, and EXIF's orientation; 1 for what is no orientation."""
+    orientation = image.info["orientation"]
+    return getattr(image, "n_frames", 1), orientation if orientation in range(1, 9) else 1
+
+
+def _mask_values(image: Image.Image) -> np.ndarray:
+    """(H, W) of which all above zero is marked: grey values, the brightest of the colour channels, or the opacity."""
+    if image.mode == "P":
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    if image.mode in ("1", "L", "F") or image.mode.startswith("I"):
+        return np.array(image)
+    colours = np.array(image.convert("RGBA"))  # (H, W, 4)
+    brightest, opacity = colours[..., :3].max(axis=2), colours[..., 3]  # (H, W)
+    if np.ptp(brightest) == 0 and np.ptp(opacity) > 0:
+        return opacity
+    return np.where(opacity > 0, brightest, 0)
 
 
 @contextmanager

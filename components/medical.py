@@ -20,6 +20,7 @@ from components.dataset import check_category_name
 from components.errors import UserError
 from components.files import new_directory
 from components.images import EXTENSIONS, ImageLimits, read_grey
+from components.layout import is_hidden
 
 PLACES = {("norm", "train"): "train/good", ("norm", "test"): "test/good", ("anomaly", "test"): "test/abnormal"}
 PHOTOMETRIC = "PhotometricInterpretation"
@@ -87,7 +88,8 @@ def index_images(folder: Path) -> dict[str, list[Path]]:
     """All images below a folder, by their names with and without ending."""
     known: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in EXTENSIONS:
+        is_shown = not any(map(is_hidden, path.relative_to(folder).parts))
+        if is_shown and path.suffix.lower() in EXTENSIONS and path.is_file():
             known.setdefault(path.name, []).append(path)
             known.setdefault(path.stem, []).append(path)
     if not known:

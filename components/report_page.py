@@ -29,7 +29,7 @@ def render_page(report: dict[str, Any], table: pd.DataFrame, category: Category,
     Names are escaped; nothing is loaded from elsewhere, and the page's own policy forbids it.
     """
     paths = {printable(path.relative_to(category.root).as_posix()): path for path in _files(category)}
-    pictures = {name: thumbnail(paths[name], limits) for name in _names_to_show(report, table)}
+    pictures = {name: thumbnail(paths[name], limits) for name in _names_to_show(report, table) if name in paths}
     plots = [_plot(name, expected, table) for name, expected in report["ranges"].items() if _varies(table, name)]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(_PAGE)
@@ -187,7 +187,7 @@ _PAGE = (
 {% if pictures.get(name) %}
 <img src="{{ pictures[name] }}" alt="{{ name }}" title="{{ name }}">
 {% else %}
-<span class="none">no picture:<br>cannot be decoded</span>
+<span class="none">no picture:<br>{{ "cannot be decoded" if name in pictures else "is not used" }}</span>
 {% endif %}
 {% endmacro %}
 {% set broken = report.checks | rejectattr("success") | sort(attribute="severity") | list %}
@@ -308,6 +308,26 @@ Fit to learn from: all {{ report.checks | length }} rules are kept
 {% endfor %}
 </table></div>
 {% endfor %}
+
+{% if report.left_out %}
+<h2>Files that are not used</h2>
+<div class="card"><table>
+{% for reason, files in report.left_out.items() %}
+<tr><td>{{ files.count }} {{ "file" if files.count == 1 else "files" }}, each of which {{ reason }}
+<details><summary>{{ files.names[0] }}{{ ", …" if files.count > 1 }}</summary>
+<ul>
+{% for name in files.names %}
+<li>{{ name }}</li>
+{% endfor %}
+{% if files.count > files.names | length %}
+<li>and {{ files.count - files.names | length }} that are not listed</li>
+{% endif %}
+</ul>
+</details>
+</td></tr>
+{% endfor %}
+</table></div>
+{% endif %}
 
 <footer class="soft">Data version {{ report.data_digest }}</footer>
 </main>

@@ -15,7 +15,8 @@ import pandas as pd
 from components.dataset import Category, list_category
 from components.errors import UserError, printable
 from components.files import new_directory, write_json, write_text
-from components.image_table import data_digest, good_values, image_table
+from components.image_table import LARGE_MASK, data_digest, good_values, image_table
+from components.left_out import LeftOut, left_out, reasons
 from components.params import Params, ValidationParams
 from components.report_page import render_page
 from components.stage import run_stage
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 os.environ["GX_ANALYTICS_ENABLED"] = "false"  # Great Expectations reads it when it is imported, in the functions below
 
 LISTED = 50  # offending images that the report names per rule
+FEW_LEVELS = 32  # of 256; fewer, and most of what the camera saw is lost
 SHIFT_IMAGES = 5  # fewer good test images say nothing about their median
 
 
@@ -98,11 +100,14 @@ def validation_report(category: Category, table: pd.DataFrame, limits: Validatio
     """All that validation knows of a category, as a JSON-able dict which depends on the files' names and bytes alone.
 
     Keys: category, passed (no error), errors and warnings (one sentence for each broken rule), images, counts (per
-    "split/kind"), data_digest, ranges (per measure: low, median, high), checks (per rule: rule, suite, severity,
-    demand, remedy, success, checked, failing, images: the first 50 offending, each with name, problem, other file).
+    "split/kind"), left_out (per reason: count, names, the first 50 of the files that are not used), data_digest, ranges
+    (per measure: low, median, high), checks (per rule: rule, suite, severity, demand, remedy, success, checked,
+    failing, images: the first 50 offending, each with name, problem, other file).
     """
     ranges = good_ranges(table, limits.max_deviations)
     checks = run_suite([*category_suite(table, limits), *evaluation_suite(table, limits)], table)
+    unused = left_out(category.root, category.records)
+    checks += use_checks(unused, len(table), sum(len(record.masks) for record in category.records))
     errors = [_said(check) for check in checks if not check["success"] and check["severity"] == "error"]
     warnings = [_said(check) for check in checks if not check["success"] and check["severity"] == "warning"]
     return {
@@ -112,12 +117,64 @@ def validation_report(category: Category, table: pd.DataFrame, limits: Validatio
         "warnings": warnings,
         "images": len(table),
         "counts": {printable(key): count for key, count in category.counts().items()},
+        "left_out": {
+            reason: {"count": len(names), "names": names[:LISTED]} for reason, names in reasons(unused).items()
+        },
         "data_digest": data_digest(category, table),
         "ranges": {
             name: {key: round(end, 6) for key, end in expected._asdict().items()} for name, expected in ranges.items()
         },
         "checks": checks,
     }
+
+
+def use_checks(unused: list[LeftOut], images: int, masks: int) -> list[dict[str, Any]]:
+    """What is expected of the files in a category's folder: that all are used, and each mask for one image."""
+    return [
+        _use_check(
+            Rule(
+                "masks_clear",
+                "error",
+                "Each mask is for one image, and each image has one mask or one folder of masks",
+                "",
+                "rename the masks as their images (NAME_mask.png in ground_truth/KIND), or remove those too many",
+                suite="evaluation",
+            ),
+            [one for one in unused if one.severity == "error"],
+            masks,
+        ),
+        _use_check(
+            Rule(
+                "masks_used",
+                "warning",
+                "Every mask is used",
+                "",
+                "name it as its image (ground_truth/KIND/NAME_mask.png for test/KIND/NAME.png), or remove it",
+                suite="evaluation",
+            ),
+            [one for one in unused if one.severity == "warning" and one.concern == "mask"],
+            masks,
+        ),
+        _use_check(
+            Rule(
+                "images_used",
+                "warning",
+                "Every image is used",
+                "",
+                "move it to train/good or test/KIND as a PNG, JPEG, BMP or TIFF file, or remove it",
+            ),
+            [one for one in unused if one.severity == "warning" and one.concern == "image"],
+            images,
+        ),
+    ]
+
+
+def _use_check(rule: Rule, broken: list[LeftOut], used: int) -> dict[str, Any]:
+    """A check as `run_suite` gives it, of files that are no rows of the table."""
+    check = {key: getattr(rule, key) for key in ("suite", "severity", "demand", "remedy")}
+    files = [{"name": one.name, "problem": f"{one.name} {one.reason}", "other": None} for one in broken[:LISTED]]
+    check |= {"rule": rule.name, "success": not broken, "checked": used + len(broken), "failing": len(broken)}
+    return check | {"images": files}
 
 
 def failure_sentence(report: dict[str, Any], page: Path) -> str:
@@ -131,12 +188,13 @@ def failure_sentence(report: dict[str, Any], page: Path) -> str:
 
 def category_suite(table: pd.DataFrame, limits: ValidationParams) -> Suite:
     """What is expected of a category's images: whole, enough, each there once, all taken alike."""
-    return [*readable_rules(limits), repetition_rule(), *uniformity_rules(table), *range_rules(table, limits)]
+    whole = [*readable_rules(limits), *fidelity_rules()]
+    return [*whole, repetition_rule(), *uniformity_rules(table), *range_rules(table, limits)]
 
 
 def evaluation_suite(table: pd.DataFrame, limits: ValidationParams) -> Suite:
     """What is expected of the test images, so that their figures mean something; no rule applies where none is."""
-    rules = [*leak_rules(), *label_rules(), *mask_rules(), *shift_rules(table, limits)]
+    rules = [*leak_rules(), *label_rules(), *mask_rules(table), *shift_rules(table, limits)]
     return [(replace(rule, suite="evaluation"), demand) for rule, demand in rules]
 
 
@@ -168,6 +226,38 @@ def readable_rules(limits: ValidationParams) -> Suite:
                 "replace or remove the file",
             ),
             gxe.ExpectColumnValuesToBeBetween(column="short_side", min_value=limits.min_side),
+        ),
+    ]
+
+
+def fidelity_rules() -> Suite:
+    """What is learned is what the camera saw: one image a file, in enough grey levels."""
+    from great_expectations import expectations as gxe
+    from great_expectations.expectations.row_conditions import Column
+
+    return [
+        (
+            Rule(
+                "one_frame",
+                "warning",
+                "Every file holds one image",
+                "{name} holds {frames:.0f} images, of which the first alone is used",
+                "save the image that is meant as a file of its own",
+            ),
+            gxe.ExpectColumnValuesToBeBetween(column="frames", max_value=1),
+        ),
+        (
+            Rule(
+                "enough_levels",
+                "warning",
+                f"Every good image has at least {FEW_LEVELS} grey levels",
+                "{name} has {levels:.0f} grey levels of 256",
+                "check how the camera's bits were stored: grey images of 9 to 16 bits are read as image.bits says, "
+                "colour images need 8 bits a channel",
+            ),
+            gxe.ExpectColumnValuesToBeBetween(
+                column="levels", min_value=FEW_LEVELS, row_condition=Column("kind") == "good"
+            ),
         ),
     ]
 
@@ -277,7 +367,7 @@ def uniformity_rules(table: pd.DataFrame) -> Suite:
     ]
 
 
-def mask_rules() -> Suite:
+def mask_rules(table: pd.DataFrame) -> Suite:
     """What is expected of ground-truth masks, for the defect kinds that have any."""
     from great_expectations import expectations as gxe
     from great_expectations.expectations.row_conditions import Column
@@ -308,6 +398,53 @@ def mask_rules() -> Suite:
         (
             _mask_rule("mask_not_empty", "Masks mark something", "{mask} marks no pixel"),
             gxe.ExpectColumnValuesToBeBetween(column="mask_area", min_value=1),
+        ),
+        (
+            _mask_rule("mask_one_frame", "Every mask file holds one mask", "{mask} holds {mask_frames:.0f} images"),
+            gxe.ExpectColumnValuesToBeBetween(column="mask_frames", max_value=1),
+        ),
+        *(mask_sense_rules() if table["mask_area"].notna().any() else []),
+    ]
+
+
+def mask_sense_rules() -> Suite:
+    """What is expected of masks that mean what they say: bright on the defect, and turned as their images are."""
+    from great_expectations import expectations as gxe
+
+    return [
+        (
+            Rule(
+                "masks_not_inverted",
+                "error",
+                "Masks are bright on the defect",
+                "{observed:.0%} of the masks mark more than half of their image and all around its border",
+                "invert the masks: what is above 0 is the defect",
+            ),
+            gxe.ExpectColumnMeanToBeBetween(column="mask_inverted", max_value=0.5),
+        ),
+        (
+            Rule(
+                "mask_small",
+                "warning",
+                f"Masks mark at most {LARGE_MASK} % of their image",
+                "{mask} marks {mask_percent:.0f} % of its image",
+                "check that the mask is not inverted: what is above 0 is the defect",
+                other="mask",
+            ),
+            gxe.ExpectColumnValuesToBeBetween(column="mask_percent", max_value=LARGE_MASK),
+        ),
+        (
+            Rule(
+                "mask_orientation",
+                "warning",
+                "Masks have the EXIF orientation of their images",
+                "{name} has the EXIF orientation {orientation:.0f}, its mask {mask_orientation:.0f}",
+                "look whether the mask marks the right place: both are turned as their EXIF orientation says",
+                other="mask",
+            ),
+            gxe.ExpectColumnPairValuesToBeEqual(
+                column_A="orientation", column_B="mask_orientation", ignore_row_if="either_value_is_missing"
+            ),
         ),
     ]
 

@@ -5,13 +5,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from components.errors import UserError, printable
 from flows.environment import enter_project
 from flows.tables import print_table
+
+if TYPE_CHECKING:
+    from components.dataset import ImageRecord
 
 data_app = typer.Typer(help="Get data sets, keep versions of them, look at them.", no_args_is_help=True)
 
@@ -105,7 +108,7 @@ def add(
     else:
         records = list_offered(path)
         done = commit_images(category, records, root=root, note=note)
-        _say_left_out(path, [record.path for record in records] + [mask for one in records for mask in one.masks])
+        _say_left_out(path, records)
     duplicates = [place for place in done.placements if not place.is_new]
     renamed = [place for place in done.placements if place.is_new and place.name != place.record.name]
     _say_names("already there, skipped", [f"{place.record.path.name} (as {place.name})" for place in duplicates])
@@ -255,9 +258,11 @@ def _show_verified(checked: dict[str, int], rows: list[dict[str, Any]]) -> None:
         print("No remote is set, so only the cache was looked at.")
 
 
-def _say_left_out(folder: Path, used: Sequence[Path]) -> None:
-    others = sorted({path for path in folder.rglob("*") if path.is_file()} - set(used))
-    _say_names("left out, as no image or out of the layout", [str(path.relative_to(folder)) for path in others])
+def _say_left_out(folder: Path, records: Sequence["ImageRecord"]) -> None:
+    from components.left_out import left_out, reasons
+
+    for reason, names in reasons(left_out(folder, records)).items():
+        _say_names(f"left out, as each {reason}", names)
 
 
 def _say_names(words: str, names: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ import yaml
 
 from components import data_version
 from components.data_version import Difference, Placement
-from components.dataset import ImageRecord, check_category_name
+from components.dataset import ImageRecord, category_names, check_category_name
 from components.errors import UserError
 from components.files import held_lock
 from components.params import DataParams, Params, load_params
@@ -278,7 +278,7 @@ def _params_with(category: str, root: str | None) -> Params:
     params = load_params()
     known = params.data.categories
     if root is not None and Path(root) != Path(params.data.root):
-        known = tuple(path.parents[1].name for path in sorted(Path(root).glob("*/train/good")))
+        known = tuple(category_names(Path(root)))
     data = DataParams(root=root or params.data.root, categories=tuple(dict.fromkeys([*known, category])))
     return params.model_copy(update={"data": data})
 

@@ -1,11 +1,13 @@
 """Listing categories in the layouts that are in use."""
 
+import unicodedata
 from pathlib import Path
 
 import pytest
 
-from components.dataset import find_categories, list_category
+from components.dataset import category_names, find_categories, list_category
 from components.errors import UserError
+from components.left_out import left_out
 
 
 def make(root: Path, *names: str) -> Path:
@@ -136,3 +138,132 @@ def test_categories_are_found_by_their_train_folder(tmp_path: Path) -> None:
         find_categories(tmp_path / "none")
     with pytest.raises(UserError, match="holds no category"):
         find_categories(tmp_path / "readme")
+
+
+def test_good_is_good_in_any_case(tmp_path: Path) -> None:
+    root = make(tmp_path / "c", "train/OK/0.png", "validation/Good/1.png", "test/Good/0.png", "test/GOOD /1.png")
+    category = list_category(root)
+    assert category.counts() == {"train/good": 2, "test/good": 2}
+    assert find_categories(tmp_path) == ["c"]
+    assert category_names(tmp_path / "none") == []
+
+
+HIDDEN = (
+    "train/good/._000.png",
+    "train/good/.ipynb_checkpoints/000-checkpoint.png",
+    "train/good/Thumbs.db",
+    "train/.DS_Store",
+    "test/.ipynb_checkpoints/000-checkpoint.png",
+    "test/@eaDir/000.png/SYNOPHOTO_THUMB_M.jpg",
+    "test/bad/.000.png",
+    "test/__MACOSX/._000.png",
+    "ground_truth/bad/._000_mask.png",
+)
+
+
+def test_hidden_files_and_folders_are_no_images_masks_or_kinds(tmp_path: Path) -> None:
+    seen = ("train/good/000.png", "test/bad/000.png", "ground_truth/bad/000_mask.png")
+    root = make(tmp_path / "c", *seen, *HIDDEN)
+    make(tmp_path / ".cache", "train/good/0.png")
+    category = list_category(root)
+    assert category.counts() == {"train/good": 1, "test/bad": 1}
+    assert category.test[0].masks == (root / "ground_truth/bad/000_mask.png",)
+    unused = left_out(root, category.records)
+    assert {one.name for one in unused} == set(HIDDEN)
+    assert {(one.severity, one.reason) for one in unused} == {("note", "is hidden, or a system's own")}
+    assert find_categories(tmp_path) == ["c"]
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        "ground_truth/bad/a_mask.png",
+        "ground_truth/bad/a.png",
+        "ground_truth/bad/A_Mask.PNG",
+        "ground_truth/Bad/a_mask.bmp",
+        "Ground_Truth/bad /a-gt.png",
+        "ground_truth/bad/a.jpg.png",
+        "ground_truth/bad/mask_a.png",
+        "ground_truth/a_mask.png",
+        "ground_truth/bad_a.png",
+        "masks/bad/a_label.tif",
+        "GT/a.png",
+        "test/ground_truth/bad/a_mask.png",
+        "test/bad/a_mask.png",
+    ],
+)
+def test_masks_are_found_in_the_usual_places_and_under_the_usual_names(tmp_path: Path, mask: str) -> None:
+    root = make(tmp_path / "c", "train/good/0.png", "test/bad/a.jpg", "test/bad/b.jpg", "test/good/a.jpg", mask)
+    category = list_category(root)
+    assert [(record.name, record.masks) for record in category.test] == [
+        ("test/good/a.jpg", ()),
+        ("test/bad/a.jpg", (root / mask,)),
+        ("test/bad/b.jpg", ()),
+    ]
+    assert left_out(root, category.records) == []
+
+
+def test_names_pair_whichever_way_their_accents_are_encoded(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "größe_é") for form in ("NFC", "NFD"))
+    mask = f"ground_truth/{decomposed}/{decomposed}_mask.png"
+    root = make(tmp_path / "c", "train/good/0.png", f"test/{composed}/{composed}.png", mask)
+    assert list_category(root).test[0].masks == (root / mask,)
+
+
+def test_what_a_mask_is_for_must_be_clear(tmp_path: Path) -> None:
+    root = make(
+        tmp_path / "c",
+        "train/good/0.png",
+        *("test/bad/1.png", "test/bad/1.jpg", "ground_truth/bad/1_mask.png"),  # two images of one name
+        *("test/bad/2.png", "ground_truth/bad/2_mask.png", "ground_truth/bad/2_mask.bmp"),  # two masks
+        *("test/bad/3.png", "test/worse/3.png", "ground_truth/3_mask.png"),  # images of one name in two kinds
+        *("test/bad/4.png", "ground_truth/bad/4_mask.png", "ground_truth/bad/4.png"),  # the image's copy, perhaps
+    )
+    category = list_category(root)
+    unused = {one.name: (one.severity, one.reason) for one in left_out(root, category.records)}
+    assert unused == {
+        "ground_truth/bad/1_mask.png": ("error", "may be for test/bad/1.jpg or test/bad/1.png"),
+        "ground_truth/bad/2_mask.png": (
+            "error",
+            "is a second mask of test/bad/2.png, beside ground_truth/bad/2_mask.bmp",
+        ),
+        "ground_truth/3_mask.png": ("error", "may be for test/bad/3.png or test/worse/3.png"),
+        "ground_truth/bad/4.png": (
+            "warning",
+            "is a second mask of test/bad/4.png, beside ground_truth/bad/4_mask.png, which is taken",
+        ),
+    }
+    assert {record.name: record.masks for record in category.test}["test/bad/3.png"] == ()
+
+
+def test_every_file_that_is_not_used_is_named_with_its_reason(tmp_path: Path) -> None:
+    expected = {
+        "license.txt": ("note", "is no image"),
+        "train/good/a.webp": ("warning", "has the format .webp, which is not read"),
+        "train/good/deep/b.png": ("warning", "lies deeper than train/good"),
+        "train/good/gone.png": ("warning", "is a link that leads nowhere"),
+        "test/logical_anomalies/0.png": ("note", "shows a logical anomaly, which no local method sees"),
+        "ground_truth/logical_anomalies/0/0.png": ("note", "shows a logical anomaly, which no local method sees"),
+        "ground_truth/good/0_mask.png": ("note", "is a mask for a good image, which needs none"),
+        "ground_truth/bad/9_mask.png": ("warning", "is a mask for no image of test"),
+    }
+    elsewhere = "lies in no folder that is read (train/good, test/KIND, ground_truth/KIND)"
+    expected |= {name: ("warning", elsewhere) for name in ("a.png", "train/bad/0.png", "Test/bad/0.png", "train/0.png")}
+    root = make(tmp_path / "c", "train/good/0.png", "test/bad/0.png", *set(expected) - {"train/good/gone.png"})
+    (root / "train/good/gone.png").symlink_to(tmp_path / "nowhere.png")
+    (root / "train/good/round").symlink_to(root / "train")
+    found = {one.name: (one.severity, one.reason) for one in left_out(root, list_category(root).records)}
+    assert found == expected
+
+
+def test_links_to_images_and_to_folders_are_followed(tmp_path: Path) -> None:
+    store = make(tmp_path / "store", "images/0.png", "images/1.png", "masks/0_mask.png")
+    root = make(tmp_path / "c", "train/good/0.png", "ground_truth/x.txt")
+    (root / "test").mkdir()
+    (root / "test/bad").symlink_to(store / "images")
+    (root / "ground_truth/bad").symlink_to(store / "masks")
+    (root / "train/good/1.png").symlink_to(store / "images/1.png")
+    category = list_category(root)
+    assert category.counts() == {"train/good": 2, "test/bad": 2}
+    assert [len(record.masks) for record in category.test] == [1, 0]
+    assert [one.name for one in left_out(root, category.records)] == ["ground_truth/x.txt"]

@@ -12,7 +12,17 @@ import pytest
 from PIL import Image
 
 from components.errors import UserError
-from components.images import ImageLimits, mask_values, read_image, read_mask, resize_image, resize_mask
+from components.images import (
+    ImageLimits,
+    decode_image,
+    mask_values,
+    read_image,
+    read_mask,
+    read_mask_with_header,
+    read_with_header,
+    resize_image,
+    resize_mask,
+)
 
 LIMITS = ImageLimits()
 GENERATOR = np.random.default_rng(0)
@@ -132,6 +142,16 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, extension
     np.testing.assert_allclose(found, UPRIGHT[orientation](SMOOTH), atol=12 if extension == "jpg" else 0)
 
 
+@pytest.mark.parametrize("pixels", [GREY, GREY_16])
+def test_a_grey_tiff_is_turned_whether_it_comes_as_a_file_or_as_bytes(tmp_path: Path, pixels: np.ndarray) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(tmp_path, "a.tif", Image.fromarray(pixels), exif=exif)
+    expected = three(UPRIGHT[6](pixels if pixels is GREY else np.rint(pixels / 257).astype(np.uint8)))
+    np.testing.assert_array_equal(read_image(path, LIMITS), expected)
+    np.testing.assert_array_equal(decode_image(path.read_bytes(), "a", LIMITS), expected)
+
+
 def test_floating_point_and_out_of_range_values_are_refused(tmp_path: Path) -> None:
     floating = save(tmp_path, "f.tif", Image.fromarray(np.zeros((4, 4), np.float32)))
     with pytest.raises(UserError, match="floating-point"):
@@ -237,6 +257,47 @@ def test_masks_of_other_modes(tmp_path: Path, mode: str) -> None:
     path = save(tmp_path, "m.png", image)
     np.testing.assert_array_equal(read_mask(path, LIMITS), MASK)
     assert len(mask_values(path, LIMITS)) == 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("extension", "mode"), [("png", "L"), ("png", "1"), ("png", "P"), ("tif", "L"), ("tif", "I;16")]
+)
+def test_a_mask_is_turned_as_its_image_is(tmp_path: Path, orientation: int, extension: str, mode: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(MASK.astype(np.uint16) * 7 if mode == "I;16" else MASK.astype(np.uint8) * 255)
+    path = save(tmp_path, f"m.{extension}", image if mode == "I;16" else image.convert(mode), exif=exif)
+    found = read_mask_with_header(path, LIMITS)
+    np.testing.assert_array_equal(found.marked, UPRIGHT[orientation](MASK))
+    assert (found.levels, found.orientation, found.frames) == (2, orientation, 1)
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 255), (0, 0, 0)])
+def test_a_mask_of_one_colour_is_marked_by_its_opacity(tmp_path: Path, colour: tuple[int, int, int]) -> None:
+    image = Image.new("RGB", (31, 23), colour)
+    image.putalpha(Image.fromarray(MASK.astype(np.uint8) * 255))
+    np.testing.assert_array_equal(read_mask(save(tmp_path, "m.png", image), LIMITS), MASK)
+
+
+def test_a_transparent_background_of_any_colour_is_not_marked(tmp_path: Path) -> None:
+    pixels = np.dstack([np.where(MASK[..., None], 200, 90).repeat(3, 2), MASK * 255]).astype(np.uint8)
+    np.testing.assert_array_equal(read_mask(save(tmp_path, "m.png", Image.fromarray(pixels)), LIMITS), MASK)
+
+
+def test_each_colour_of_a_mask_counts_however_dark_it_looks(tmp_path: Path) -> None:
+    blue = np.zeros((23, 31, 3), np.uint8)
+    blue[MASK] = (0, 0, 4)  # as grey, this would be 0
+    np.testing.assert_array_equal(read_mask(save(tmp_path, "b.png", Image.fromarray(blue)), LIMITS), MASK)
+    labels = Image.fromarray(MASK.astype(np.uint8), mode="P")
+    labels.putpalette([0, 0, 0, 1, 1, 4])
+    np.testing.assert_array_equal(read_mask(save(tmp_path, "p.png", labels), LIMITS), MASK)
+
+
+def test_a_file_of_several_images_says_so(tmp_path: Path) -> None:
+    pages = [Image.fromarray(MASK), Image.fromarray(~MASK)]
+    path = save(tmp_path, "m.tif", pages[0], save_all=True, append_images=pages[1:])
+    assert read_mask_with_header(path, LIMITS).frames == read_with_header(path, LIMITS).frames == 2
 
 
 def test_a_16_bit_mask(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -105,7 +106,7 @@ def test_report_has_the_promised_keys_and_types(root: Path) -> None:
     truncate(root / "train/good/003.png")
     report = json.loads(json.dumps(report_of(root), allow_nan=False))
     types = {"category": str, "passed": bool, "errors": list, "warnings": list, "images": int, "counts": dict}
-    types |= {"data_digest": str, "ranges": dict, "checks": list}
+    types |= {"left_out": dict, "data_digest": str, "ranges": dict, "checks": list}
     assert {key: type(value) for key, value in report.items()} == types
     for check in report["checks"]:
         keys = {"rule", "suite", "severity", "demand", "remedy", "success", "checked", "failing", "images"}
@@ -153,6 +154,7 @@ def damage_every_way(root: Path) -> dict[str, list[str]]:
         "mask_not_empty": ["ground_truth/hole/002_mask.png marks no pixel"],
         "mask_decodes": ["ground_truth/hole/003_mask.png cannot be decoded (image file is truncated)"],
         "mask_present": [f"test/hole/00{i}.png has no mask in ground_truth/hole" for i in (4, 5)],
+        "masks_used": ["ground_truth/hole/5_mask.png is a mask for no image of test"],
     }
 
 
@@ -162,7 +164,7 @@ def test_each_damage_breaks_its_rule_and_no_other_and_names_the_file(root: Path)
     found = {c["rule"]: [image["problem"] for image in c["images"]] for c in report["checks"] if c["images"]}
     files_only = {rule: problems for rule, problems in found.items() if not rule.endswith("_range")}
     assert files_only == expected
-    warnings = {"no_duplicate", "one_size", "one_mode"}
+    warnings = {"no_duplicate", "one_size", "one_mode", "masks_used"}
     assert set(broken_rules(report, "error")) == set(expected) - warnings
     assert warnings <= set(broken_rules(report, "warning"))
     assert not report["passed"]
@@ -171,7 +173,8 @@ def test_each_damage_breaks_its_rule_and_no_other_and_names_the_file(root: Path)
 def test_rules_belong_to_the_suite_of_the_category_or_of_the_test_images(sound: Path) -> None:
     suites = {check["rule"]: check["suite"] for check in report_of(sound)["checks"]}
     evaluation = {name for name, suite in suites.items() if suite == "evaluation"}
-    masks = {"mask_present", "mask_decodes", "mask_size", "mask_binary", "mask_not_empty"}
+    masks = {"mask_present", "mask_decodes", "mask_size", "mask_binary", "mask_not_empty", "mask_one_frame"}
+    masks |= {"masks_not_inverted", "mask_small", "mask_orientation", "masks_clear", "masks_used"}
     shifts = {f"{name}_shift" for name in ("brightness", "contrast", "sharpness", "red_share", "blue_share")}
     assert evaluation == {"no_leak", "no_near_leak", "one_label", "no_test_duplicate", *masks, *shifts}
     assert set(suites.values()) == {"category", "evaluation"}
@@ -425,7 +428,7 @@ def test_stage_writes_both_reports_also_when_it_fails(
     folder = tmp_path / "artifacts/nut/validation"
     validate.main("nut", parse_params(params_of(root), "params"))
     assert json.loads((folder / "report.json").read_text())["passed"]
-    assert "Fit to learn from: all 25 rules are kept" in (folder / "report.html").read_text()
+    assert "Fit to learn from: all 34 rules are kept" in (folder / "report.html").read_text()
 
     truncate(root / "train/good/003.png")
     with pytest.raises(UserError, match="cannot be decoded"):
@@ -446,3 +449,66 @@ def test_command_fails_with_one_sentence(root: Path, tmp_path: Path) -> None:
         "flawline: Validation of nut failed: train/good/003.png cannot be decoded (image file is truncated): "
         "mend or remove the file. Details: artifacts/nut/validation/report.html.\n"
     )
+
+
+def found_by(report: dict[str, Any], rule: str) -> list[str]:
+    (check,) = [check for check in report["checks"] if check["rule"] == rule]
+    return [image["problem"] for image in check["images"]] or [check.get("problem", "")]
+
+
+def test_masks_are_looked_at_with_care(root: Path) -> None:
+    masks = root / "ground_truth/hole"
+    edit(masks / "000_mask.png", lambda mask: mask.point(lambda value: 255 - value))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    draw_mask().save(masks / "001_mask.png", exif=exif)
+    draw_mask().save(masks / "002_mask.png", format="TIFF", save_all=True, append_images=[draw_mask()])
+    report = report_of(root)
+    assert report["errors"] == ["ground_truth/hole/002_mask.png holds 2 images"]
+    assert found_by(report, "mask_small") == ["ground_truth/hole/000_mask.png marks 96 % of its image"]
+    assert found_by(report, "mask_orientation") == ["test/hole/001.png has the EXIF orientation 1, its mask 3"]
+    assert set(broken_rules(report, "warning")) == {"mask_small", "mask_orientation"}
+
+
+def test_inverted_masks_stop_the_category(root: Path) -> None:
+    for path in sorted((root / "ground_truth/hole").iterdir())[:4]:
+        edit(path, lambda mask: mask.point(lambda value: 255 - value))
+    report = report_of(root)
+    assert report["errors"] == ["67% of the masks mark more than half of their image and all around its border"]
+
+
+def test_what_is_not_used_is_in_the_report_and_on_the_page(root: Path) -> None:
+    (root / "ground_truth/hole").rename(root / "ground_truth/hole2")
+    (root / "train/bad").mkdir()
+    texture(50).save(root / "train/bad/000.png")
+    (root / "train/good/._000.png").write_bytes(b"Mac OS X")
+    report = report_of(root)
+    assert report["passed"]
+    assert report["images"] == 24
+    assert report["left_out"] == {
+        "is a mask for no image of test": {
+            "count": 6,
+            "names": [f"ground_truth/hole2/{i:03}_mask.png" for i in range(6)],
+        },
+        "lies in no folder that is read (train/good, test/KIND, ground_truth/KIND)": {
+            "count": 1,
+            "names": ["train/bad/000.png"],
+        },
+        "is hidden, or a system's own": {"count": 1, "names": ["train/good/._000.png"]},
+    }
+    assert report["warnings"] == [
+        "ground_truth/hole2/000_mask.png is a mask for no image of test (and 5 more)",
+        "train/bad/000.png lies in no folder that is read (train/good, test/KIND, ground_truth/KIND)",
+    ]
+    page = page_of(root)
+    assert all(word in page for word in ("train/good/._000.png", "Files that are not used", "hole2/005_mask.png"))
+
+
+def test_few_grey_levels_and_pages_that_are_not_used_are_warnings(root: Path) -> None:
+    edit(root / "train/good/003.png", lambda image: image.convert("L").point(lambda value: value // 16).convert("RGB"))
+    pages = [Image.open(root / f"train/good/{i:03}.png").copy() for i in (1, 2)]
+    pages[0].save(root / "train/good/001.png", format="TIFF", save_all=True, append_images=pages[1:])
+    report = report_of(root)
+    assert found_by(report, "one_frame") == ["train/good/001.png holds 2 images, of which the first alone is used"]
+    (few,) = found_by(report, "enough_levels")
+    assert re.fullmatch(r"train/good/003.png has (8|9|1\d) grey levels of 256", few)
