@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from components.arrival_names import decode_key, encode_key, safe_stem, safe_suffix, shown_name
-from components.dataset import check_category_name
 from components.errors import UserError
 from components.files import digest_of, held_lock, read_json, write_json
 from components.inbox import Entry
+from components.names import check_category_name
 
 STATE = Path(".flawline/ingest")
 LOCK_SECONDS = 600.0

@@ -1,15 +1,13 @@
 """List a category on disk: MVTec AD's layout and its relatives (LOCO's structural part, VisA's 1-class, BTAD)."""
 
-import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.errors import UserError
+from components.errors import UserError, printable
 from components.layout import LOGICAL, folders_in, image_files, is_good_name, name_key
 from components.mask_pairs import MaskPairs, is_test_mask_root, masks_beside, pair_masks
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+from components.names import check_category_name, check_category_names
 
 
 @dataclass(frozen=True)
@@ -82,12 +80,19 @@ def list_records(root: Path) -> tuple[ImageRecord, ...]:
 
 
 def find_categories(root: Path) -> list[str]:
-    """Names of the folders in `root` which hold a train/good (or train/ok) folder, sorted."""
+    """Names of the folders in `root` which hold a train/good (or train/ok) folder, sorted; hidden ones are none.
+
+    Raises UserError where there is none, or one has a name that no category can have.
+    """
     if not root.is_dir():
         raise UserError(f"There is no data folder at {root}: check the path.")
     found = category_names(root)
     if not found:
         raise UserError(f"{root} holds no category: each needs a folder NAME/train/good with good images.")
+    try:
+        check_category_names(found)
+    except UserError as error:
+        raise UserError(f"A folder in {printable(str(root))}: {error}") from error
     return found
 
 
@@ -110,14 +115,6 @@ def defect_folders(root: Path) -> list[Path]:
 def find_masks(root: Path) -> MaskPairs:
     """The masks of a category's defective images, and what is not clear about them."""
     return pair_masks(root, {folder.name: _defects(folder) for folder in defect_folders(root)})
-
-
-def check_category_name(name: str) -> None:
-    """Raise UserError unless `name` can name a category: ASCII letters, digits, hyphen, underscore."""
-    if not _NAME.fullmatch(name):
-        raise UserError(
-            f"{name!r} cannot name a category: use letters, digits, '-' and '_', beginning with a letter or digit."
-        )
 
 
 def _train_records(root: Path) -> list[ImageRecord]:

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from components.dataset import check_category_name
 from components.errors import UserError
 from components.files import new_directory
 from components.images import EXTENSIONS, ImageLimits, read_grey
 from components.layout import is_hidden
+from components.names import check_category_names
 
 PLACES = {("norm", "train"): "train/good", ("norm", "test"): "test/good", ("anomaly", "test"): "test/abnormal"}
 PHOTOMETRIC = "PhotometricInterpretation"
@@ -75,8 +75,8 @@ def find_lists(folder: Path) -> dict[str, dict[str, Path]]:
             found.setdefault(match[2], {})[PLACES[match[1], match[3]]] = path
     if not found:
         raise UserError(f"{folder} has no list such as norm_GROUP_train_curated_list.txt: check the folder.")
+    check_category_names(found)
     for group, files in found.items():
-        check_category_name(group)
         if "train/good" not in files:
             raise UserError(
                 f"{folder} has no norm_{group}_train_curated_list.txt: add the list of images to learn from."

@@ -4,19 +4,39 @@ A preset is a file in `components/presets/` with only the values in which it dif
 writes them into `params.yaml`, which stays the single place that says what is computed.
 """
 
+from collections.abc import Callable, Sequence
+from datetime import date
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
-from components.errors import UserError
+from components.errors import UserError, printable
 from components.images import ImageLimits
+from components.names import check_category_name, check_category_names, check_data_root
+from components.yaml_text import read_yaml
 
 PRESETS = Path(__file__).parent / "presets"
 RENAMED = {"image.size": "image.side"}
 UNSEEN_BY_DVC = ("size", "nfiles")  # keys of any depth that DVC's run cache leaves out when it compares parameters
+MOST_STEPS = 100_000_000
+MOST_IMAGES = 1_000_000
+MOST_BYTES = 10**15
+MOST_DEVIATIONS = 1e6
+MOST_HOURS = 100_000.0
+MOST_THREADS = 512
+MOST_SAID = 3  # problems in one sentence
+MOST_SEED = 2**53 - 1  # the largest that every reader of JSON holds exactly
 
 _Value = TypeVar("_Value")
 Auto = Annotated[
@@ -25,6 +45,34 @@ Auto = Annotated[
     PlainSerializer(lambda value: "auto" if value is None else value),
 ]
 """A value, or None where params.yaml says `auto`: found from the good images."""
+
+
+def _checked(check: Callable[[Any], None]) -> AfterValidator:
+    """A check that raises UserError as pydantic takes it."""
+
+    def validate(value: Any) -> Any:
+        try:
+            check(value)
+        except UserError as error:
+            raise ValueError(str(error).rstrip(".")) from error
+        return value
+
+    return AfterValidator(validate)
+
+
+_List = Field(strict=False)  # YAML's lists become tuples; what is in them is as strict as all else
+Range = Annotated[tuple[float, float], _List]
+Category = Annotated[str, _checked(check_category_name)]
+Categories = Annotated[tuple[Category, ...], _List, _checked(check_category_names)]
+Steps = Annotated[int, Field(ge=0, le=MOST_STEPS)]
+Interval = Annotated[int, Field(ge=1, le=MOST_STEPS)]  # of steps
+Rate = Annotated[float, Field(gt=0, le=10)]
+FinalRate = Annotated[float, Field(ge=0, le=10)]
+Batch = Annotated[int, Field(ge=1, le=4096)]
+Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
+Bytes = Annotated[int, Field(gt=0, le=MOST_BYTES)]
+Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=65_536)], ...], Field(strict=False, max_length=32)]
+Level = Annotated[str, Field(pattern=r"^(b(0|[1-9][0-9]?)|head)$")]
 
 Method = Literal[
     "pretrained",
@@ -48,23 +96,23 @@ Method = Literal[
 
 
 class _Section(BaseModel):
-    """A frozen section of the file, which refuses keys that it does not know."""
+    """A frozen section of the file, which refuses keys that it does not know, true for a number, infinity and NaN."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DataParams(_Section):
     """Where the images are: `root/CATEGORY/train/good/…`, in MVTec AD layout."""
 
-    root: str
-    categories: tuple[str, ...] = Field(min_length=1)
+    root: Annotated[str, _checked(check_data_root)]
+    categories: Categories = Field(min_length=1)
 
 
 class LimitParams(_Section):
     """What an image file may be at most; see `components.images.ImageLimits`."""
 
     max_pixels: int = Field(100_000_000, gt=0, le=178_956_970)  # above, Pillow's own limit would be the lower one
-    max_bytes: int = Field(500_000_000, gt=0)
+    max_bytes: Bytes = 500_000_000
 
     def image_limits(self) -> ImageLimits:
         """The same limits as the reader of images takes them."""
@@ -74,11 +122,11 @@ class LimitParams(_Section):
 class DemoParams(_Section):
     """The demo data set: tiles cut from photographs, with drawn defects."""
 
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     tile: int = Field(128, ge=64, le=240)
-    train: int = Field(64, ge=8)
-    test_good: int = Field(20, ge=1)
-    per_kind: int = Field(6, ge=1)
+    train: int = Field(64, ge=8, le=10_000)
+    test_good: int = Field(20, ge=1, le=10_000)
+    per_kind: int = Field(6, ge=1, le=10_000)
 
 
 class ImageParams(_Section):
@@ -97,28 +145,28 @@ class ValidationParams(_Section):
     near_distance: share of differing bits up to which a test image looks like a training image (perceptual hash).
     """
 
-    min_good: int = Field(10, ge=2)
-    min_side: int = Field(32, ge=1)
-    max_deviations: float = Field(8.0, gt=0)
+    min_good: int = Field(10, ge=2, le=MOST_IMAGES)
+    min_side: int = Field(32, ge=1, le=65_536)
+    max_deviations: float = Field(8.0, gt=0, le=MOST_DEVIATIONS)
     max_outlier_share: float = Field(0.05, ge=0, le=1)
-    max_shift: float = Field(3.0, gt=0)
+    max_shift: float = Field(3.0, gt=0, le=MOST_DEVIATIONS)
     near_distance: float = Field(0.05, ge=0, lt=0.25)
 
 
 class SynthesisParams(_Section):
     """CutPaste in the paper's terms (section 3, appendix A); pixel lengths are at 256 px and scale with the image."""
 
-    area: tuple[float, float] = (0.02, 0.15)
-    aspect: tuple[float, float] = (0.3, 3.3)
+    area: Range = (0.02, 0.15)
+    aspect: Range = (0.3, 3.3)
     jitter: float = Field(0.1, ge=0, le=0.5)
     rotation: float = Field(0.0, ge=0, le=180)
-    scar_width: tuple[float, float] = (2, 16)
-    scar_length: tuple[float, float] = (10, 25)
+    scar_width: Range = (2, 16)
+    scar_length: Range = (10, 25)
     scar_rotation: float = Field(45.0, ge=0, le=180)
     image_jitter: float = Field(0.1, ge=0, le=0.5)
     translation: float = Field(0.03, ge=0, le=0.5)
     held_out: float = Field(0.2, gt=0, lt=0.9)
-    exam_images: int = Field(120, ge=2)
+    exam_images: int = Field(120, ge=2, le=100_000)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -153,15 +201,15 @@ class NsaSection(_Section):
     mask: Literal["auto", "background", "none"] = "auto"
     background: Auto[Annotated[float, Field(ge=0, le=255)]] = None
     tolerance: Auto[Annotated[float, Field(gt=0, le=255)]] = None
-    height: Auto[tuple[float, float]] = None
-    width: Auto[tuple[float, float]] = None
-    resize: Auto[tuple[float, float]] = None
+    height: Auto[Range] = None
+    width: Auto[Range] = None
+    resize: Auto[Range] = None
     max_patches: Auto[Annotated[int, Field(ge=1, le=16)]] = None
     gradients: Literal["auto", "source", "mixed", "mixed-opencv"] = "auto"
     min_object: Auto[Annotated[float, Field(ge=0, lt=1)]] = None
     min_overlap: Auto[Annotated[float, Field(ge=0, lt=1)]] = None
     tries: int = Field(200, ge=1, le=10_000)
-    k: Auto[Annotated[float, Field(gt=0)]] = None
+    k: Auto[Annotated[float, Field(gt=0, le=1000)]] = None
     x0: Auto[Annotated[float, Field(gt=0, le=255)]] = None
     faithful: bool = False
     exact_mask: bool = False
@@ -201,23 +249,23 @@ class TrainingParams(_Section):
     workers: processes that make the batches ahead, the same bytes as none, so that a GPU need not wait for them.
     """
 
-    head_steps: int = Field(0, ge=0)
-    head_rate: float = Field(0.03, gt=0)
-    steps: int = Field(0, ge=0)
-    rate: float = Field(1e-4, gt=0)
-    final_rate: float = Field(0.0, ge=0)
+    head_steps: Steps = 0
+    head_rate: Rate = 0.03
+    steps: Steps = 0
+    rate: Rate = 1e-4
+    final_rate: FinalRate = 0.0
     optimizer: Literal["sgd", "adam"] = "sgd"
     momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(3e-5, ge=0)
-    batch: int = Field(24, ge=1)
-    projection: tuple[int, ...] = (512,)
+    weight_decay: float = Field(3e-5, ge=0, le=1)
+    batch: Batch = 24
+    projection: Widths = (512,)
     freeze_batch_norm: bool = True
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    members: int = Field(5, ge=2)
+    members: int = Field(5, ge=2, le=100)
     workers: int = Field(0, ge=0, le=64)
-    checkpoint_steps: int = Field(25, ge=1)
-    exam_steps: int = Field(50, ge=1)
+    checkpoint_steps: Interval = 25
+    exam_steps: Interval = 50
 
 
 class PatchLevelParams(_Section):
@@ -234,10 +282,10 @@ class PatchLevelParams(_Section):
     stride: int = Field(4, ge=2, le=32)
     width: int = Field(64, ge=8, le=512)
     task: Literal["cutpaste-binary", "cutpaste-scar", "cutpaste-union", "cutpaste-3way"] = "cutpaste-binary"
-    steps: int = Field(1500, ge=0)
-    rate: float = Field(0.03, gt=0)
-    batch: int = Field(32, ge=2)
-    exam_steps: int = Field(500, ge=1)
+    steps: Steps = 1500
+    rate: Rate = 0.03
+    batch: int = Field(32, ge=2, le=4096)
+    exam_steps: Interval = 500
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -268,10 +316,10 @@ class ViewParams(_Section):
     test: side of the middle square that is scored; 0 for the whole image.
     """
 
-    resize: int = Field(256, ge=32)
+    resize: int = Field(256, ge=32, le=1024)
     rotation: float = Field(0.0, ge=0, le=180)
-    centre: int = Field(256, ge=32)
-    crop: int = Field(256, ge=32)
+    centre: int = Field(256, ge=32, le=1024)
+    crop: int = Field(256, ge=32, le=1024)
     flip: Literal[False, "left-right", "upside-down"] = False
     test: int = Field(0, ge=0, le=256)
 
@@ -301,24 +349,24 @@ class NetworkParams(_Section):
     "always" serves the network anyhow. Either says so.
     """
 
-    strides: tuple[int, ...] = Field((32,), min_length=1)
-    reduction: tuple[int, ...] = (256, 128)
-    widths: tuple[int, ...] = (64, 64, 32, 32, 16)
-    frozen: int = Field(0, ge=0)
+    strides: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], _List] = Field((32,), min_length=1)
+    reduction: Widths = (256, 128)
+    widths: Widths = (64, 64, 32, 32, 16)
+    frozen: int = Field(0, ge=0, le=1000)
     freeze_batch_norm: bool = False
-    head_steps: int = Field(0, ge=0)
-    head_rate: float = Field(1e-3, gt=0)
-    steps: int = Field(0, ge=0)
-    epochs: int = Field(0, ge=0)
-    epochs_of: dict[str, int] = {}
-    rate: float = Field(1e-3, gt=0)
-    final_rate: float = Field(1e-6, ge=0)
-    batch: int = Field(64, ge=1)
+    head_steps: Steps = 0
+    head_rate: Rate = 1e-3
+    steps: Steps = 0
+    epochs: Steps = 0
+    epochs_of: dict[Category, Steps] = {}
+    rate: Rate = 1e-3
+    final_rate: FinalRate = 1e-6
+    batch: Batch = 64
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    exam_steps: int = Field(50, ge=1)
+    exam_steps: Interval = 50
     object_view: ViewParams = ViewParams()
     texture_view: ViewParams = ViewParams()
-    rotated: tuple[str, ...] = ()
+    rotated: Categories = ()
     keep: Literal["exam", "always"] = "exam"
 
     @model_validator(mode="after")
@@ -363,18 +411,18 @@ class FitParams(_Section):
         where something dense is fitted, else gradcam.
     """
 
-    folds: int = Field(4, ge=2)
-    best: int = Field(1, ge=1)
+    folds: int = Field(4, ge=2, le=50)
+    best: int = Field(1, ge=1, le=100)
     margin: float = Field(0.0, ge=0, lt=1)
     refit: bool = True
-    levels: tuple[str, ...] = ()
+    levels: Annotated[tuple[Level, ...], _List] = ()
     layout: Literal["auto", "image", "shared", "location", "pooled"] = "auto"
     density: Literal["auto", "gaussian", "kernel"] = "auto"
     covariance: Literal["auto", "ledoit-wolf", "oas", "empirical", "ridge", "low-rank"] = "auto"
     combine: Literal["concatenate", "sum"] = "concatenate"
     copies: Literal["auto", "none", "geometric", "photometric"] = "auto"
     map: Literal["auto", "dense", "gradcam", "gradcam-logit"] = "auto"
-    gradcam_level: str = ""
+    gradcam_level: Literal[""] | Level = ""
 
     @property
     def image_only(self) -> str:
@@ -409,8 +457,8 @@ class EvaluationParams(_Section):
     """What is measured on the test images."""
 
     aupro_fpr_limit: float = Field(0.3, gt=0, le=1)
-    bootstrap: int = Field(500, ge=0)
-    gallery: int = Field(12, ge=1)
+    bootstrap: int = Field(500, ge=0, le=1_000_000)
+    gallery: int = Field(12, ge=1, le=1000)
 
 
 class IngestParams(_Section):
@@ -430,18 +478,18 @@ class IngestParams(_Section):
     """
 
     source: str = "arriving/inbox"
-    settle_seconds: float = Field(5.0, ge=0)
-    max_files: int = Field(10_000, ge=1)
-    max_bytes: int = Field(100_000_000, gt=0)
-    max_batch_bytes: int = Field(20_000_000_000, gt=0)
+    settle_seconds: float = Field(5.0, ge=0, le=86_400)
+    max_files: int = Field(10_000, ge=1, le=MOST_IMAGES)
+    max_bytes: Bytes = 100_000_000
+    max_batch_bytes: Bytes = 20_000_000_000
     near_distance: float = Field(0.05, ge=0, lt=0.25)
-    max_deviations: float = Field(8.0, gt=0)
+    max_deviations: float = Field(8.0, gt=0, le=MOST_DEVIATIONS)
     drift: Literal["warn", "stop"] = "warn"
     drift_level: float = Field(0.001, gt=0, lt=1)
-    drift_min: int = Field(20, ge=2)
+    drift_min: int = Field(20, ge=2, le=MOST_IMAGES)
     hold_below: float = Field(0.01, gt=0, lt=1)
-    retrain_images: int = Field(10, ge=1)
-    retrain_hours: float = Field(24.0, ge=0)
+    retrain_images: int = Field(10, ge=1, le=MOST_IMAGES)
+    retrain_hours: float = Field(24.0, ge=0, le=MOST_HOURS)
 
 
 class ArchiveParams(_Section):
@@ -454,14 +502,14 @@ class ArchiveParams(_Section):
 class FetchLimits(_Section):
     """What a download may be at most, and how patient it is; `max_ratio` is unpacked bytes per byte of archive."""
 
-    max_archive_bytes: int = Field(20_000_000_000, gt=0)
-    max_files: int = Field(200_000, gt=0)
-    max_file_bytes: int = Field(500_000_000, gt=0)
-    max_bytes: int = Field(50_000_000_000, gt=0)
-    max_ratio: float = Field(100.0, gt=0)
-    attempts: int = Field(6, ge=1)
-    backoff_seconds: float = Field(1.0, ge=0)
-    timeout_seconds: float = Field(30.0, gt=0)
+    max_archive_bytes: Bytes = 20_000_000_000
+    max_files: int = Field(200_000, gt=0, le=100 * MOST_IMAGES)
+    max_file_bytes: Bytes = 500_000_000
+    max_bytes: Bytes = 50_000_000_000
+    max_ratio: float = Field(100.0, gt=0, le=1e6)
+    attempts: int = Field(6, ge=1, le=100)
+    backoff_seconds: float = Field(1.0, ge=0, le=60)
+    timeout_seconds: float = Field(30.0, gt=0, le=3600)
 
 
 class FetchParams(_Section):
@@ -470,7 +518,7 @@ class FetchParams(_Section):
     MVTec AD (5.3 GB) may be used for non-commercial purposes only (CC BY-NC-SA 4.0).
     """
 
-    archives: dict[str, ArchiveParams] = {
+    archives: dict[Category, ArchiveParams] = {
         "mvtec": ArchiveParams(
             url="https://www.mydrive.ch/shares/150996/b52ecdcbf521176e9db9c731f2304b27/download/"
             "420938113-1629960298/mvtec_anomaly_detection.tar.xz",
@@ -484,8 +532,8 @@ class Params(_Section):
     """All of `params.yaml`."""
 
     method: Method = "cutpaste-3way"
-    seed: int = Field(0, ge=0)
-    threads: int = Field(2, ge=1)
+    seed: Seed = 0
+    threads: int = Field(2, ge=1, le=MOST_THREADS)
     data: DataParams
     limits: LimitParams = LimitParams()
     demo: DemoParams = DemoParams()
@@ -518,24 +566,25 @@ class Params(_Section):
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
-    """Read and check `params.yaml`; raises UserError that names the key which is unknown or impossible."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"There is no {path}: run from the project's folder.") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
-    return parse_params(content, str(path))
+    """Read and check `params.yaml`; raises UserError that names the key which is unknown or impossible, or the line."""
+    return parse_params(read_yaml(path), str(path))
 
 
-def parse_params(content: Any, where: str) -> Params:
-    """Check a parsed mapping; `where` names its origin in the error."""
+def parse_params(content: Any, where: str, remedy: str = "correct the file and run again") -> Params:
+    """Check a parsed mapping; `where` names its origin in the error, which ends with the remedy."""
     if not isinstance(content, dict):
         raise UserError(f"{where} must hold a mapping of sections, such as 'data' and 'image'.")
     try:
         return Params.model_validate(content)
     except ValidationError as error:
-        raise UserError(_sentence(error, where)) from error
+        raise UserError(_sentence(error, where, remedy)) from error
+
+
+def data_params(root: str, categories: Sequence[str]) -> DataParams:
+    """Where the data are; UserError for a name that neither a folder nor a category can have."""
+    check_data_root(root)
+    check_category_names(categories)
+    return DataParams(root=root, categories=tuple(categories))
 
 
 def preset_names() -> list[str]:
@@ -548,19 +597,19 @@ def read_preset(name: str) -> dict[str, Any]:
     path = PRESETS / f"{name}.yaml"
     if name not in preset_names():
         raise UserError(f"There is no preset {name!r}: choose one of {', '.join(preset_names())}.")
-    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    return dict(read_yaml(path))
 
 
-def _sentence(error: ValidationError, where: str) -> str:
+def _sentence(error: ValidationError, where: str, remedy: str) -> str:
     """The first few problems of a validation error in one sentence, each with its key."""
-    problems = [_problem(detail["loc"], detail["type"], detail["msg"]) for detail in error.errors()[:3]]
-    more = error.error_count() - len(problems)
-    tail = f" (and {more} more)" if more > 0 else ""
-    return f"{where}: {'; '.join(problems)}{tail}; correct the file and run again."
+    problems = [_problem(detail["loc"], detail["type"], detail["msg"], detail["input"]) for detail in error.errors()]
+    said = list(dict.fromkeys(problems))
+    tail = f" (and {len(said) - MOST_SAID} more)" if len(said) > MOST_SAID else ""
+    return f"{where}: {'; '.join(said[:MOST_SAID])}{tail}; {remedy}."
 
 
-def _problem(location: tuple[int | str, ...], kind: str, message: str) -> str:
-    key = ".".join(map(str, location)) or "the file"
+def _problem(location: tuple[int | str, ...], kind: str, message: str, value: Any) -> str:
+    key = printable(".".join(map(str, location))) or "the file"
     match kind:
         case "extra_forbidden" if key in RENAMED:
             return f"the key '{key}' is called '{RENAMED[key]}' now, so rename it"
@@ -568,5 +617,8 @@ def _problem(location: tuple[int | str, ...], kind: str, message: str) -> str:
             return f"the key '{key}' is unknown"
         case "missing":
             return f"the key '{key}' is missing"
+        case "string_type" if isinstance(value, bool | int | float | date):
+            return f"'{key}' is impossible (without quotes {value} is no text: put it in quotes)"
         case _:
-            return f"'{key}' is impossible ({message[0].lower()}{message[1:]})"
+            words = message.removeprefix("Value error, ")
+            return f"'{key}' is impossible ({words[0].lower()}{words[1:]})"

@@ -18,10 +18,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.dataset import check_category_name
 from components.errors import UserError
 from components.files import held_lock, new_directory, read_json
 from components.journal import Kind, Move, append_move, champion_at, champion_before, now, read_moves
+from components.names import check_category_name, is_category_name
 from components.tracking import NOTE, STATE, connect, prepare_environment, server_errors_explained, tracking_uri
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _CODE = Path(__file__).parent
 _CAPSULE_PATH = "artifacts/capsule"
 _SERVING_PACKAGES = (
     "mlflow", "torch", "torchvision", "timm", "safetensors", "numpy", "scipy", "pandas", "scikit-learn", "pillow",
-    "pydantic", "pyyaml", "filelock", "requests",
+    "pydantic", "ruamel.yaml", "filelock", "requests",
 )  # fmt: skip
 
 
@@ -323,8 +323,10 @@ def _find_digest(client: "MlflowClient", category: str, digest: str) -> Version 
 
 
 def _registered_categories(client: "MlflowClient") -> list[str]:
+    """The categories that have a model; models of others, whose names no category can have, are left alone."""
     models = client.search_registered_models(f"name LIKE '{PREFIX}%'", max_results=1000)
-    return [model.name.removeprefix(PREFIX) for model in models]
+    names = (model.name.removeprefix(PREFIX) for model in models if model.name.startswith(PREFIX))
+    return [name for name in names if is_category_name(name)]
 
 
 def _status_version(client: "MlflowClient", category: str) -> Version | None:

@@ -5,9 +5,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from components.dataset import check_category_name
 from components.errors import UserError, os_error_sentence
 from components.mlflow_store import check_place
+from components.names import check_category_name
 from components.params import Params, load_params
 
 

@@ -35,9 +35,11 @@ def ingest(
     source = _absolute(source)
     enter_project()
     from components.inbox import open_source
+    from components.names import check_category_names
     from components.params import load_params
     from flows.arrivals import awaited, said_of_strays
 
+    check_category_names(categories or [])
     params = load_params()
     inbox = open_source(source or params.ingest.source)
     strays = None if categories else said_of_strays(inbox)

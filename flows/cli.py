@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from components.errors import UserError
+from components.errors import UserError, printable
 from components.stage import run_guarded
 from flows.arrival_cli import ingest, review_app
 from flows.data_cli import data_app
@@ -109,6 +109,10 @@ def score(
     paths = [path.resolve() for path in images]
     maps = maps.resolve() if maps else None
     enter_project()
+    from components.names import check_category_name
+
+    if category is not None:
+        check_category_name(category)
     from flows.scoring import category_of, score_images
 
     rows = score_images(paths, category or category_of(paths), version, maps)
@@ -152,7 +156,8 @@ def _chosen_categories(chosen: list[str] | None, data: Path | None) -> list[str]
     unknown = [name for name in chosen or [] if name not in known]
     if unknown:
         where = data or "data.categories of params.yaml"
-        raise UserError(f"{', '.join(unknown)} is not in {where} ({', '.join(known)}): correct the name.")
+        names = ", ".join(map(printable, unknown))
+        raise UserError(f"{names} is not in {where} ({', '.join(known)}): correct the name.")
     return list(dict.fromkeys(chosen or known))
 
 

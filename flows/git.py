@@ -13,9 +13,12 @@ class BusyError(UserError):
     """Another command holds a lock that this one needs: the same act may succeed a little later."""
 
 
-def git(*arguments: str) -> str:
-    """Standard output of `git ARGUMENTS`; UserError with git's own first words where it fails."""
-    done = _run(arguments)
+def git(*arguments: str, patterns: bool = False) -> str:
+    """Standard output of `git ARGUMENTS`; UserError with git's own first words where it fails.
+
+    patterns: whether `*` and its like in the paths stand for others; else each path means the file of that very name.
+    """
+    done = _run(arguments, patterns)
     if done.returncode == 0:
         return done.stdout.decode()
     words = done.stderr.decode(errors="replace")
@@ -71,8 +74,9 @@ def is_unchanged(path: str) -> bool:
     )
 
 
-def _run(arguments: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
-    environment = {**os.environ, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
+def _run(arguments: Sequence[str], patterns: bool = False) -> subprocess.CompletedProcess[bytes]:
+    literal = {} if patterns else {"GIT_LITERAL_PATHSPECS": "1"}
+    environment = {**os.environ, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", **literal}
     return subprocess.run(["git", *arguments], capture_output=True, check=False, env=environment)
 
 

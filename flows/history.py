@@ -11,6 +11,7 @@ from components.data_version import Difference
 from components.difference_sheet import draw_sheet, shown_objects
 from components.errors import UserError
 from components.integrity import Finding
+from components.names import check_category_name, is_category_name
 from components.params import Params, load_params
 from flows import git
 from flows.dvc_project import open_project
@@ -77,7 +78,7 @@ def list_versions(category: str | None = None) -> list[Version]:
 def versioned_categories(params: Params) -> list[str]:
     """The categories in `data.root` of which git knows a version, sorted."""
     root = Path(params.data.root)
-    return sorted(path.stem for path in versioned_files() if path.parent == root)
+    return sorted(path.stem for path in versioned_files() if path.parent == root and is_category_name(path.stem))
 
 
 def diff_versions(
@@ -146,6 +147,8 @@ def verify(
 
 def recorded_digests(category: str | None = None, *, current_only: bool = False) -> dict[str, str]:
     """The digest of each version that git records (or that the .dvc files name now), with its category."""
+    if category is not None:
+        check_category_name(category)
     files = [path for path in versioned_files() if category in (None, path.stem)]
     if not files:
         raise UserError(
@@ -161,7 +164,7 @@ def versioned_files() -> list[Path]:
     """Every .dvc file of a category that any commit holds, as a path in the project."""
     if not git.git_succeeds("rev-parse", "--verify", "--quiet", "HEAD"):
         return []
-    listed = git.git("log", "--all", "--format=", "--name-only", "--relative", "-z", "--", "*.dvc")
+    listed = git.git("log", "--all", "--format=", "--name-only", "--relative", "-z", "--", "*.dvc", patterns=True)
     return sorted({Path(name) for name in listed.replace("\n", "").split("\0") if name})
 
 

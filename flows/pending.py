@@ -46,7 +46,7 @@ def find_pending(categories: Sequence[str] | None = None) -> list[Pending]:
 def _pending(repo: Any, category: str, params: Params) -> Pending | None:
     folder = Path(params.data.root) / category
     stage = repo.stage.load_one("dvc.yaml", target_of(STAGES[-1], category))
-    (data,) = [dep for dep in stage.deps if dep.def_path == folder.as_posix()]
+    (data,) = [dep for dep in stage.deps if Path(dep.def_path) == folder]
     learned = data.hash_info.value if data.hash_info else None
     if not folder.is_dir() or not data.workspace_status():
         return None

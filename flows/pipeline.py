@@ -12,6 +12,7 @@ from prefect import flow, task
 from components import registry, tracking
 from components.files import read_json
 from components.fingerprint import relevant_params
+from components.names import check_category_names
 from components.params import load_params
 from components.places import Places
 from flows.stages import DEMO, STAGES, StageFailedError, reproduce, target_of
@@ -65,6 +66,7 @@ def retrain(categories: Sequence[str], force: bool = False, with_demo: bool = Fa
     categories: names, each a folder in `data.root`. force: run stages whose inputs did not change as well.
     with_demo: build the demo data set first.
     """
+    check_category_names(categories)
     params = load_params()
     with warm_stages(params.thread_variables):
         if with_demo:

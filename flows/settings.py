@@ -5,13 +5,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml as yaml_1_1
 from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml.scalarstring import SingleQuotedScalarString
 
 from components.errors import UserError
 from components.files import write_text
-from components.params import DataParams, Params, load_params, parse_params, read_preset
+from components.params import Params, data_params, load_params, parse_params, read_preset
+from components.yaml_text import parse_yaml, read_utf8
 
 PARAMS = Path("params.yaml")
+OPTIONS = f"With these options {PARAMS}"
+TEXT_TAG = "tag:yaml.org,2002:str"
 KEPT_BY_PRESETS = frozenset({"data", "demo", "fetch", "ingest", "limits", "seed", "threads"})
 
 
@@ -26,15 +31,15 @@ def edit_params(
     yaml = YAML()
     yaml.width = 120
     load_params(PARAMS)
-    before = PARAMS.read_text(encoding="utf-8")
-    content = yaml.load(before)
+    before = read_utf8(PARAMS)
+    content = parse_yaml(before, str(PARAMS), yaml)
     if preset is not None:
         _apply_preset(content, read_preset(preset))
     for key, value in {**(values or {}), **dict(map(_parse_setting, settings))}.items():
         _set_dotted(content, key, value)
     text = io.StringIO()
     yaml.dump(content, text)
-    params = parse_params(YAML(typ="safe").load(text.getvalue()), str(PARAMS))
+    params = parse_params(parse_yaml(text.getvalue(), OPTIONS), OPTIONS, "correct that: nothing was written")
     if (preset or values or settings) and text.getvalue() != before:
         write_text(PARAMS, text.getvalue())
     return params
@@ -42,16 +47,16 @@ def edit_params(
 
 def _apply_preset(content: Any, preset: Mapping[str, Any]) -> None:
     """Set every key of every section that presets govern, to the preset's value or else to the default."""
-    defaults = Params(data=DataParams(root="data", categories=("any",))).model_dump(mode="json")
+    defaults = Params(data=data_params("data", ["any"])).model_dump(mode="json")
     for section, default in defaults.items():
         if section in KEPT_BY_PRESETS:
             continue
         chosen = preset.get(section, {} if isinstance(default, dict) else default)
         if not isinstance(default, dict):
-            content[section] = chosen
+            content[section] = quoted(chosen)
             continue
         for key in {**default, **chosen}:
-            content.setdefault(section, {})[key] = chosen.get(key, default.get(key))
+            content.setdefault(section, {})[key] = quoted(chosen.get(key, default.get(key)))
 
 
 def _parse_setting(setting: str) -> tuple[str, Any]:
@@ -70,5 +75,19 @@ def _set_dotted(content: Any, key: str, value: Any) -> None:
         content = content.setdefault(section, {})
         if not hasattr(content, "setdefault"):
             raise UserError(f"'{section}' in '{key}' is no section of params.yaml: check the name.")
-    if name not in content or content[name] != value:
-        content[name] = value
+    if name not in content or content[name] != value or type(content[name]) is not type(value):
+        content[name] = quoted(value)
+
+
+def quoted(value: Any) -> Any:
+    """The value, with each text in quotes that a reader of YAML 1.1 would take for something else, such as off."""
+    match value:
+        case str():
+            tag = yaml_1_1.resolver.Resolver().resolve(yaml_1_1.ScalarNode, value, (True, False))
+            return value if tag == TEXT_TAG else SingleQuotedScalarString(value)
+        case Mapping():
+            return {quoted(key): quoted(one) for key, one in value.items()}
+        case Sequence():
+            return [quoted(one) for one in value]
+        case _:
+            return value

@@ -5,6 +5,7 @@ import logging
 import os
 from pathlib import Path
 
+from components.names import check_category_name
 from flows.dvc_project import innermost
 
 STAGES = ("validate", "synthesize", "train", "fit", "evaluate")
@@ -36,5 +37,6 @@ def reproduce(target: str, *, force: bool = False) -> bool:
 
 
 def target_of(stage: str, category: str) -> str:
-    """DVC's name of one stage of one category."""
+    """DVC's name of one stage of one category; UserError for what cannot be a category's name."""
+    check_category_name(category)
     return f"{stage}@{category}"

@@ -3,6 +3,7 @@
 import os
 
 from components.errors import UserError
+from components.names import check_category_name
 from flows.dvc_project import open_project
 from flows.history import recorded_digests, versioned_files
 from flows.stores import remote_store
@@ -40,6 +41,8 @@ def pull(category: str | None = None) -> int:
 
     Raises UserError where no remote is set but needed, or files of the project that are in no version would be lost.
     """
+    if category is not None:
+        check_category_name(category)
     files = [path for path in versioned_files() if path.is_file() and category in (None, path.stem)]
     if not files:
         raise UserError(

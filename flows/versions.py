@@ -16,10 +16,11 @@ import yaml
 
 from components import data_version
 from components.data_version import Difference, Placement
-from components.dataset import ImageRecord, category_names, check_category_name
+from components.dataset import ImageRecord, category_names
 from components.errors import UserError
 from components.files import held_lock
-from components.params import DataParams, Params, load_params
+from components.names import check_category_name
+from components.params import Params, data_params, load_params
 from flows import git
 from flows.dvc_project import open_project, writing
 from flows.git import BusyError
@@ -123,7 +124,8 @@ def category_folder(category: str, params: Params) -> Path:
 
 
 def dvc_file(category: str, params: Params) -> Path:
-    """The small file under git that names a category's version."""
+    """The small file under git that names a category's version; UserError for what cannot be a category's name."""
+    check_category_name(category)
     return Path(params.data.root) / f"{category}.dvc"
 
 
@@ -279,7 +281,7 @@ def _params_with(category: str, root: str | None) -> Params:
     known = params.data.categories
     if root is not None and Path(root) != Path(params.data.root):
         known = tuple(category_names(Path(root)))
-    data = DataParams(root=root or params.data.root, categories=tuple(dict.fromkeys([*known, category])))
+    data = data_params(root or params.data.root, tuple(dict.fromkeys([*known, category])))
     return params.model_copy(update={"data": data})
 
 
