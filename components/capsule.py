@@ -43,6 +43,7 @@ class Capsule:
         calibration: (n,) float32 scores of the held-out good images, ascending.
         selection: what the exam said, and which compositions were kept.
         provenance: data digest, parameters, code digest, library versions.
+        map_range: (low, high) of the colour scale of its maps; None in a capsule that was made before there was one.
         digest: identity of the content; empty until it is written.
     """
 
@@ -53,6 +54,7 @@ class Capsule:
     calibration: np.ndarray
     selection: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    map_range: tuple[float, float] | None = None
     digest: str = ""
 
     def score(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -114,6 +116,7 @@ def load_capsule(folder: Path) -> Capsule:
         calibration=arrays["calibration"],
         selection=card["selection"],
         provenance=card["provenance"],
+        map_range=tuple(card["map_range"]) if card.get("map_range") else None,
         digest=card["digest"],
     )
     _check_golden(capsule, folder)
@@ -143,6 +146,7 @@ def _card(capsule: Capsule, folder: Path) -> dict[str, Any]:
         "size": capsule.detector.size,
         "sigma": capsule.detector.sigma,
         "threshold": capsule.threshold,
+        "map_range": capsule.map_range,
         "encoders": sorted(capsule.detector.encoders),
         "parts": [part.meta() for part in capsule.detector.parts],
         "networks": [part.meta() for part in capsule.detector.networks],

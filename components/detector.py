@@ -280,14 +280,14 @@ class Detector:
                 grids.append((part.composition, part.map_scale.apply(cells)))
         own = [network.score(images) for network in self.networks]
         scores += [score for score, _ in own]
-        return np.mean(scores, axis=0), self._merged_maps(grids, [maps for _, maps in own], len(images))
+        return np.mean(scores, axis=0), self.merged_maps(grids, [maps for _, maps in own], len(images))
 
     def _activation(self, part: Part, images: Tensor) -> np.ndarray:
         """GradCAM (N, h·w) of one part."""
         name = part.composition.encoder
         return activation(part.composition, part.scorer, self.encoders[name], self.heads.get(name), images)
 
-    def _merged_maps(self, grids: list[tuple[Composition, np.ndarray]], own: list[Tensor], count: int) -> np.ndarray:
+    def merged_maps(self, grids: list[tuple[Composition, np.ndarray]], own: list[Tensor], count: int) -> np.ndarray:
         """Mean (N, size, size) of the compositions' standardised distances (N, grid²) and of networks' own maps."""
         if not grids and not own:
             return np.zeros((count, self.size, self.size), np.float32)

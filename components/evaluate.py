@@ -140,11 +140,13 @@ def draw_gallery(path: Path, capsule: Capsule, scored: Scored, params: Params) -
     map_gallery(
         [resize_image(read_image(scored.records[row].path, limits), size) for row in rows],
         list(scored.maps[rows]),
-        list(scored.masks[rows]),
+        [scored.masks[row] if scored.has_truth[row] else None for row in rows],
         scored.scores[rows].tolist(),
         [scored.records[row].kind for row in rows],
         path,
-        title=f"{capsule.category}: anomaly maps (threshold {capsule.threshold:.2f})",
+        map_range=capsule.map_range,
+        threshold=capsule.threshold,
+        title=f"{capsule.category}: anomaly maps (alarm above {capsule.threshold:.3g})",
     )
 
 
@@ -192,7 +194,8 @@ def report(run: Run, capsule: Capsule, metrics: dict[str, Any], places: Places) 
         for mark in capsule.selection["marks"]:
             marks["name"].append(mark["name"])
             marks["image"].append(mark["image"])
-        exam_figure(marks["name"], marks["image"], pictures / "exam.png", "Synthetic exam: image AUROC")
+        serving = {part.composition.name for part in capsule.detector.parts if part.for_image}
+        exam_figure(marks["name"], marks["image"], serving, pictures / "exam.png", "Synthetic exam: image AUROC")
         if history:
             history_figure(history, pictures / "history.png")
         run.log_figure_files(pictures, folder="training")

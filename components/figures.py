@@ -6,7 +6,7 @@ Colours are from Okabe and Ito's set and the map scale is matplotlib's inferno, 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -26,6 +26,7 @@ from components.files import write_bytes
 
 BLUE, VERMILION, GREEN, INK, MUTED, FAINT = "#0072B2", "#D55E00", "#009E73", "#1F2430", "#6B7280", "#E5E7EB"
 TRUTH_COLOUR = (0, 229, 255)
+ALARM, PASS = "alarm", "pass"
 MAX_BYTES = 600_000
 LARGEST_TILE, SMALLEST_TILE = 256, 80  # pixels
 MARGIN, GAP = 16, 8  # pixels
@@ -75,32 +76,35 @@ def map_gallery(
     scores: Sequence[float],
     captions: Sequence[str],
     path: Path,
-    threshold_map_range: tuple[float, float] | None = None,
+    map_range: tuple[float, float] | None = None,
+    threshold: float | None = None,
     columns: int = 8,
     title: str = "",
 ) -> None:
-    """Write each image, its true defect as a contour (with masks only), and its anomaly map over it in grey.
+    """Write each image, its true defect as a contour (where one has a mask), and its anomaly map over it in grey.
 
-    images: each (H, W, 3) uint8 RGB; maps: each (h, w) float; masks: each (H, W) bool or None for unknown, or None
-    altogether; scores: one number per image, shown with its caption.
-    threshold_map_range: (low, high), the one colour scale of all maps: at or under low, an unremarkable value, the
-    image shows through unchanged; at or over high the colour is full. By default from the middle value of all maps
-    to the highest but one in a thousand. Files as in `contact_sheet`.
+    images: each (H, W, 3) uint8 RGB; maps: each (h, w) float; masks: each (H, W) bool, empty for no defect, or None
+    for unknown, or None altogether; scores: one number per image, shown with its caption.
+    map_range: (low, high), the one colour scale of all maps: at or under low, an unremarkable value, the image shows
+    through unchanged; at or over high the colour is full. By default from the middle value of all maps to the highest
+    but one in a thousand. threshold: scores above it are said to be alarms, others to pass. Files as in
+    `contact_sheet`.
     """
     counts = {len(images), len(maps), len(scores), len(captions), len(images if masks is None else masks)}
     if len(counts) != 1:
         raise ValueError("images, maps, masks, scores and captions must be as many of each")
     columns = max(1, min(columns, len(images)))
-    low, high = threshold_map_range or _map_range(maps)
+    low, high = map_range or _range_of(maps)
+    truths = list(masks) if masks is not None and any(mask is not None and mask.any() for mask in masks) else []
 
     def draw(size: int) -> Image.Image:
         blocks = []
         for i, image in enumerate(images):
             tile = _tile(image, size)
-            truth = [] if masks is None else [_outlined(tile, masks[i], image.shape[:2])]
+            truth = [_truth(tile, truths[i], image.shape[:2])] if truths else []
             overlay = _overlaid(tile, maps[i], (low, high), image.shape[:2])
-            blocks.append(([tile, *truth, overlay], f"{captions[i]}\n{scores[i]:.4g}"))
-        rows = ["image", "map"] if masks is None else ["image", "defect", "map"]
+            blocks.append(([tile, *truth, overlay], f"{captions[i]}\n{_verdict(scores[i], threshold)}"))
+        rows = ["image", "defect", "map"] if truths else ["image", "map"]
         sheet = _grid(blocks, size, columns, title or " ", rows, beside_title=_colour_bar_width(low, high))
         return _with_colour_bar(sheet, low, high)
 
@@ -146,6 +150,22 @@ def _outlined(tile: Image.Image, mask: NDArray[np.bool_] | None, shape: tuple[in
     return Image.fromarray(pixels)
 
 
+def _truth(tile: Image.Image, mask: NDArray[np.bool_] | None, shape: tuple[int, ...]) -> Image.Image:
+    """The tile with the mask's outline; words instead of the image once more where there is nothing to outline."""
+    if mask is not None and np.any(mask):
+        return _outlined(tile, mask, shape)
+    words, font = "no mask" if mask is None else "no defect", _font(_text_size(tile.width))
+    empty = Image.new("RGB", tile.size, FAINT)
+    left, top = (tile.width - font.getlength(words)) / 2, (tile.height - font.size) / 2
+    ImageDraw.Draw(empty).text((left, top), words, MUTED, font)
+    return empty
+
+
+def _verdict(score: float, threshold: float | None) -> str:
+    """The score, and what the threshold makes of it."""
+    return f"{score:.4g}" if threshold is None else f"{ALARM if score > threshold else PASS} {score:.4g}"
+
+
 def _overlaid(
     tile: Image.Image, anomaly_map: NDArray[np.floating], scale: tuple[float, float], shape: tuple[int, ...]
 ) -> Image.Image:
@@ -162,7 +182,7 @@ def _inferno(level: NDArray[np.floating]) -> NDArray[np.float32]:
     return 255 * matplotlib.colormaps["inferno"](level)[..., :3].astype(np.float32)
 
 
-def _map_range(maps: Sequence[NDArray[np.floating]]) -> tuple[float, float]:
+def _range_of(maps: Sequence[NDArray[np.floating]]) -> tuple[float, float]:
     if not maps:
         return 0.0, 1.0
     values = np.concatenate([np.ravel(one) for one in maps])
@@ -205,8 +225,13 @@ def _grid(
                 _sideways(sheet, rows[row], font, (MARGIN, y + row * (size + GAP // 2)), size)
         for row, words in enumerate(caption.split("\n")):
             below = y + tall * (size + GAP // 2) + row * line
-            pen.text((x, below), _shortened(words, font, size), INK if row == 0 else MUTED, font)
+            pen.text((x, below), _shortened(words, font, size), _caption_colour(words, row), font)
     return sheet
+
+
+def _caption_colour(words: str, row: int) -> str:
+    verdicts = {ALARM: VERMILION, PASS: GREEN}
+    return INK if row == 0 else verdicts.get(words.partition(" ")[0], MUTED)
 
 
 def _sideways(
@@ -342,15 +367,16 @@ def history_figure(rows: Sequence[Mapping[str, object]], path: Path) -> None:
     return _write_chart(figure, path)
 
 
-def exam_figure(names: Sequence[str], values: Sequence[float | None], path: Path, title: str = "Exam") -> None:
-    """Write one dot per named value (an AUROC, say) with its number, the highest marked; None is shown as n/a."""
+def exam_figure(
+    names: Sequence[str], values: Sequence[float | None], serving: Collection[str], path: Path, title: str = "Exam"
+) -> None:
+    """Write one dot per named value (an AUROC, say) with its number, those that serve marked; None is shown as n/a."""
     known = [value for value in values if value is not None]
-    best = max(known, default=None)
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
     room = max(high - low, 0.02)
-    figure, ax = _chart(6.4, 0.9 + 0.3 * len(names))
-    for row, value in enumerate(values):
-        colour = VERMILION if value == best else BLUE
+    figure, ax = _chart(8.4, 1.1 + 0.3 * len(names))
+    for row, (name, value) in enumerate(zip(names, values, strict=True)):
+        colour = VERMILION if name in serving else BLUE
         words = "n/a" if value is None else f"{value:.3f}"
         if value is not None:
             ax.plot([low - 0.15 * room, value], [row, row], color=FAINT, linewidth=2, zorder=1)
@@ -359,9 +385,14 @@ def exam_figure(names: Sequence[str], values: Sequence[float | None], path: Path
         ax.annotate(words, (at[0], row), (8, 0), textcoords="offset points", va="center", fontsize=9, color=at[1])
     ax.set(xlim=(low - 0.15 * room, high + 0.2 * room), ylim=(len(names) - 0.4, -0.6))
     ax.set_yticks(range(len(names)), names)
+    for label, name in zip(ax.get_yticklabels(), names, strict=True):
+        label.set(color=VERMILION if name in serving else INK)
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
-    _title(ax, title)
+    served = any(name in serving for name in names)
+    words = f"{title} (red: what serves)" if served else title
+    # Of the whole figure: beside long names the axes are narrower than the title.
+    figure.suptitle(words, x=0.02, ha="left", fontsize=11, fontweight="bold", color=INK)
     _write_chart(figure, path)
 
 

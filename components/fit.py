@@ -2,7 +2,7 @@
 
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from components.detector import (
 )
 from components.errors import UserError
 from components.exam import (
+    ExamPaper,
     Mark,
     best,
     cross_examine,
@@ -42,12 +43,14 @@ from components.feature_bank import FeatureBank, few_images
 from components.files import read_json
 from components.head import FILE as HEAD_FILE
 from components.head import load_head
+from components.map_range import map_range
 from components.methods import NSA_GDE, PRETRAINED, TRAINED, encoder_method
-from components.network_fit import Baseline, open_network, with_network
+from components.network_fit import Baseline, Served, open_network, with_network
 from components.nsa_settings import load_nsa_params
 from components.params import Params
 from components.places import Places
 from components.prepared import Prepared, batches, load_prepared
+from components.progress import ProgressBar
 from components.runtime import use_threads
 from components.stage import run_stage
 from components.views import view_of
@@ -109,14 +112,13 @@ def main(category: str, params: Params) -> None:
     choice = choose(banks, params)
     say_if_training_did_not_help(category, choice)
     refit = learns_held_out(prepared, params)
-    detector, calibration = fit_detector(choice, banks, prepared, params, heads, refit)
-    selection: dict[str, Any] = {}
+    served = fit_detector(choice, banks, prepared, params, heads, refit)
     if network := open_network(places.encoder, params):
-        unseen = fit_detector(choice, banks, prepared, params, heads, refit=False)[0] if refit else detector
+        unseen = fit_detector(choice, banks, prepared, params, heads, refit=False) if refit else served
         view = view_of(params.network, load_nsa_params(places.prepared)[1]["kind"], category)
-        baseline = Baseline(choice.encoder, detector, calibration, unseen)
-        detector, calibration, selection = with_network(baseline, network, prepared, params, view)
-    capsule = make_capsule(detector, calibration, choice, prepared, params, selection)
+        baseline = Baseline(choice.encoder, served.detector, served.calibration, served.map_range, unseen.detector)
+        served = with_network(baseline, network, prepared, params, view)
+    capsule = make_capsule(served, choice, prepared, params)
     save_capsule(capsule, golden_images(prepared), places.capsule)
 
 
@@ -191,10 +193,18 @@ def choose_compositions(bank: FeatureBank, params: Params) -> Choice:
     family = candidates(bank.name, bank.encoder, params.image.side, count, params.fit)
     most = max(family, key=lambda composition: composition.copies)
     paper = cross_paper(bank, params.fit.folds, params.seed, most.copies, most.copy_kind)
-    marks = tuple(weighed([cross_examine(composition, paper) for composition in family]))
+    marks = tuple(weighed(list(said_how_far(bank, family, paper))))
     by_image, by_pixel = (tuple(best(marks, params.fit.best, by=by)) for by in ("image", "pixel"))
     maps = tuple(for_maps(c) for c in by_pixel) or tuple(c for c in by_image if c.map != "dense")
     return Choice(by_image, maps, marks, {})
+
+
+def said_how_far(bank: FeatureBank, family: Sequence[Composition], paper: ExamPaper) -> Iterator[Mark]:
+    """The mark of each composition, while stderr says how many are examined."""
+    with ProgressBar(f"{bank.prepared.category}: exam of compositions, {bank.name}", len(family)) as bar:
+        for number, composition in enumerate(family, 1):
+            yield cross_examine(composition, paper)
+            bar.show(number, {})
 
 
 def held_out_mark(banks: Banks, compositions: Sequence[Composition]) -> float:
@@ -247,8 +257,8 @@ def fit_detector(
     params: Params,
     heads: Mapping[str, nn.Sequential],
     refit: bool,
-) -> tuple[Detector, np.ndarray]:
-    """Fit the chosen compositions; the detector, and the image scores (n,) of the held-out good images.
+) -> Served:
+    """Fit the chosen compositions, and score the held-out good images.
 
     refit: whether densities learn the held-out images in the end, which are then scored by cross-fitting. Each
     composition is brought to the scale of its own scores on held-out good images.
@@ -272,7 +282,25 @@ def fit_detector(
         for composition, values in distances.items()
     ]
     detector = Detector(encoders, parts, params.image.side, SIGMA * params.image.side / 256, heads)
-    return detector, calibration_scores(parts, distances)
+    shown = map_range(held_out_maps(detector, {**distances, **rectified(activations)}))
+    return Served(detector, calibration_scores(parts, distances), shown)
+
+
+def rectified(activations: Mapping[Composition, np.ndarray]) -> dict[Composition, np.ndarray]:
+    """GradCAMs (n, h·w) with their ReLU, as a detector shows them."""
+    return {composition: np.maximum(cells, 0) for composition, cells in activations.items()}
+
+
+def held_out_maps(detector: Detector, cells: Mapping[Composition, np.ndarray]) -> Iterator[np.ndarray]:
+    """Maps (b, size, size) of the held-out good images, batch by batch, from what each composition gives them.
+
+    cells: (n, L) or (n, h·w) per composition, by densities that have not learned them.
+    """
+    shown = [part for part in detector.parts if part.for_map]
+    count = len(cells[shown[0].composition]) if shown else 0
+    for rows in batches(np.arange(count), BATCH):
+        grids = [(part.composition, part.map_scale.apply(cells[part.composition][rows])) for part in shown]
+        yield detector.merged_maps(grids, [], len(rows))
 
 
 def learns_held_out(prepared: Prepared, params: Params) -> bool:
@@ -370,31 +398,22 @@ def calibration_scores(parts: Sequence[Part], distances: Mapping[Composition, np
     return np.mean(scores, axis=0).astype(np.float32)
 
 
-def make_capsule(
-    detector: Detector,
-    calibration: np.ndarray,
-    choice: Choice,
-    prepared: Prepared,
-    params: Params,
-    selection: Mapping[str, Any] | None = None,
-) -> Capsule:
-    """Set the threshold from the held-out good images' scores (n,), and put everything together.
-
-    selection: what replaces or adds to the summary of the choice.
-    """
-    wish = params.threshold
-    threshold = split_conformal_threshold(calibration, wish.false_alarm_rate)
+def make_capsule(served: Served, choice: Choice, prepared: Prepared, params: Params) -> Capsule:
+    """Set the threshold from the held-out good images' scores, and put everything together."""
+    calibration = served.calibration
+    threshold = split_conformal_threshold(calibration, params.threshold.false_alarm_rate)
     return Capsule(
         category=prepared.category,
         method=params.method,
-        detector=detector,
+        detector=served.detector,
         threshold=threshold.value,
         calibration=calibration,
+        map_range=served.map_range,
         selection=selection_summary(choice)
-        | dict(selection or {})
+        | served.selection
         | {
             "threshold_guaranteed_rate": threshold.guaranteed,
-            "threshold_guarantee": guarantee_words(len(calibration), prepared, params, bool(detector.parts)),
+            "threshold_guarantee": guarantee_words(len(calibration), prepared, params, bool(served.detector.parts)),
         },
         provenance={
             "data_digest": prepared.data_digest,

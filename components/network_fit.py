@@ -5,7 +5,7 @@ held-out images, of the kinds of defects that the network was not trained on.
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from components.decoder import MapNetwork, load_network
 from components.detector import BATCH, Detector, Scale, as_tensor
+from components.map_range import map_range
 from components.methods import HYBRID, NETWORK, serves_network
 from components.network_exam import RASTER, examine_detector, part_of
 from components.network_part import NetworkPart
@@ -33,23 +34,37 @@ class Baseline:
         name: of its representation, such as "pretrained".
         detector: as it would serve.
         calibration: (n,) its scores of the held-out good images, as if it had not seen them.
+        map_range: of its maps of them, likewise.
         unseen: the same detector, fitted without the held-out images; it sits the exam.
     """
 
     name: str
     detector: Detector
     calibration: np.ndarray
+    map_range: tuple[float, float]
     unseen: Detector
+
+
+@dataclass(frozen=True)
+class Served:
+    """What serves: the detector, its scores (n,) of the held-out good images, the range of its maps, and why it does.
+
+    selection: what replaces and adds to the capsule's selection.
+    """
+
+    detector: Detector
+    calibration: np.ndarray
+    map_range: tuple[float, float]
+    selection: dict[str, Any] = field(default_factory=dict)
 
 
 def with_network(
     baseline: Baseline, network: MapNetwork, prepared: Prepared, params: Params, view: ViewParams
-) -> tuple[Detector, np.ndarray, dict[str, Any]]:
-    """The detector that serves, its scores (n,) of the held-out good images, and what the exam said of it.
+) -> Served:
+    """The detector that serves, and what the exam said of it.
 
     The network alone, or for the hybrid method the mean of both, serves unless the exam says that the baseline is
-    better by more than `fit.margin` and `network.keep` is "exam". Where the exam says so, stderr does too. The third is
-    what replaces and adds to the capsule's selection.
+    better by more than `fit.margin` and `network.keep` is "exam". Where the exam says so, stderr does too.
     """
     part, own = calibrated(part_of(network, params, view), prepared)
     hybrid = params.method == HYBRID
@@ -70,12 +85,14 @@ def with_network(
         },
     }
     if kept:
-        return baseline.detector, baseline.calibration, selection
-    if not hybrid:
-        return _joined(baseline.detector, part, hybrid), own, selection
-    parts = sum(part.for_image for part in baseline.detector.parts)
-    together = (parts * baseline.calibration + own) / (parts + 1)  # as Detector.score averages
-    return _joined(baseline.detector, part, hybrid), together.astype(np.float32), selection
+        return Served(baseline.detector, baseline.calibration, baseline.map_range, selection)
+    if hybrid:
+        parts = sum(part.for_image for part in baseline.detector.parts)
+        own = (parts * baseline.calibration + own) / (parts + 1)  # as Detector.score averages
+    shown = map_range(
+        examined.score(np.asarray(prepared.images[rows]))[1] for rows in batches(prepared.held_out_rows, BATCH)
+    )
+    return Served(_joined(baseline.detector, part, hybrid), own.astype(np.float32), shown, selection)
 
 
 def _joined(baseline: Detector, part: NetworkPart, hybrid: bool) -> Detector:

@@ -62,5 +62,8 @@ def _draw(capsule: Capsule, image: Any, anomaly_map: Any, score: float, path: Pa
     verdict = "defect" if score > capsule.threshold else "good"
     picture = folder / f"{path.parent.name}-{path.stem}.png"
     shown = resize_image(image, capsule.detector.size)
-    map_gallery([shown], [anomaly_map], None, [score], [verdict], picture, title=f"{capsule.category}: {path.name}")
+    title = f"{capsule.category}: {path.name}"
+    map_gallery(
+        [shown], [anomaly_map], None, [score], [verdict], picture, capsule.map_range, capsule.threshold, title=title
+    )
     return picture

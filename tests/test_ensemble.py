@@ -60,7 +60,7 @@ def test_the_capsules_scores_are_the_members_means(workspace: Path) -> None:
 
 def fitted(encoders: dict[str, Encoder], prepared: Prepared, params: Params) -> Detector:
     banks = make_banks(encoders, prepared, params)
-    return fit_detector(choose(banks, params), banks, prepared, params, {}, refit=True)[0]
+    return fit_detector(choose(banks, params), banks, prepared, params, {}, refit=True).detector
 
 
 def test_a_member_whose_training_did_not_help_is_left_out(workspace: Path) -> None:

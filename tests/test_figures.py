@@ -60,7 +60,7 @@ def draw_history(path: Path) -> None:
 
 
 def draw_exam(path: Path) -> None:
-    figures.exam_figure(["one", "two", "three"], [0.9, None, 0.7], path)
+    figures.exam_figure(["one", "two", "three"], [0.9, None, 0.7], {"three"}, path)
 
 
 ALL = [draw_sheet, draw_gallery, draw_roc, draw_histogram, draw_history, draw_exam]
@@ -154,6 +154,42 @@ def test_true_defect_is_outlined_and_a_good_image_is_not(tmp_path: Path) -> None
     assert not holds_colour(tmp_path / "unknown.png", CYAN)
 
 
+def test_a_tile_says_alarm_or_pass_in_its_colour(tmp_path: Path) -> None:
+    for name, score in (("alarm", 5.1), ("pass", 5.0)):
+        path = tmp_path / f"{name}.png"
+        figures.map_gallery([grey(100)], [np.zeros((4, 4))], None, [score], ["x"], path, (0, 1), threshold=5.0)
+    assert holds_colour(tmp_path / "alarm.png", figures.VERMILION, 12)
+    assert not holds_colour(tmp_path / "alarm.png", figures.GREEN, 12)
+    assert holds_colour(tmp_path / "pass.png", figures.GREEN, 12)
+    assert not holds_colour(tmp_path / "pass.png", figures.VERMILION, 12)
+
+
+def test_without_a_mask_no_row_repeats_the_image(tmp_path: Path) -> None:
+    mask = np.eye(64, dtype=bool)
+
+    def drawn(masks: list[np.ndarray | None]) -> np.ndarray:
+        figures.map_gallery(
+            [grey(100)] * 2, [np.ones((4, 4))] * 2, masks, [1, 1], ["a", "b"], tmp_path / "g.png", (0, 1)
+        )
+        return pixels(tmp_path / "g.png")
+
+    assert drawn([None, ~mask & mask]).shape == drawn([None, None]).shape  # no row for what is in no image
+    three_rows = drawn([mask, None])
+    assert three_rows.shape[0] > drawn([None, None]).shape[0] + 200
+    grey_tiles = (np.abs(three_rows - 100).max(axis=-1) <= 3).sum() / 256**2
+    assert grey_tiles < 3  # two images and one outlined; the second image's place for a defect is empty
+
+
+def test_the_exam_marks_what_serves_and_its_title_is_whole(tmp_path: Path) -> None:
+    names = ["one", "two, whose name is long enough to leave the axes little room beside it"]
+    figures.exam_figure(names, [0.9, 0.7], {names[1]}, tmp_path / "exam.png", "A title " * 8)
+    red = np.abs(pixels(tmp_path / "exam.png") - ImageColor.getrgb(figures.VERMILION)).max(axis=-1) <= 6
+    dots = np.flatnonzero(red[:, -red.shape[1] // 2 :].any(axis=1))
+    assert dots.min() > red.shape[0] / 2  # in the lower of the two rows alone
+    ink = (pixels(tmp_path / "exam.png")[:40] < 200).any(axis=(0, 2))
+    assert not ink[-5:].any()
+
+
 def test_charts_without_defective_images_still_say_what_can_be_said(tmp_path: Path) -> None:
     figures.roc_figure([0, 0], [0.1, 0.2], tmp_path / "roc.png")
     assert not holds_colour(tmp_path / "roc.png", figures.BLUE)
@@ -164,7 +200,7 @@ def test_charts_without_defective_images_still_say_what_can_be_said(tmp_path: Pa
     draw_histogram(both)
     assert pixels(both).shape[0] > pixels(tmp_path / "histogram.png").shape[0]  # one row per kind
     figures.history_figure([], tmp_path / "history.png")
-    figures.exam_figure([], [], tmp_path / "exam.png")
+    figures.exam_figure([], [], set(), tmp_path / "exam.png")
     figures.contact_sheet([], [], tmp_path / "sheet.png")
     figures.map_gallery([], [], [], [], [], tmp_path / "gallery.png")
 

@@ -89,8 +89,8 @@ def fitted(encoder: Encoder, prepared: Prepared, params: Params, folder: Path) -
     banks = make_banks({PRETRAINED: encoder}, prepared, params)
     choice = choose(banks, params)
     refit = learns_held_out(prepared, params)
-    detector, calibration = fit_detector(choice, banks, prepared, params, heads, refit)
-    capsule = make_capsule(detector, calibration, choice, prepared, params)
+    served = fit_detector(choice, banks, prepared, params, heads, refit)
+    capsule = make_capsule(served, choice, prepared, params)
     save_capsule(capsule, golden_images(prepared), folder / "capsule")
     return load_capsule(folder / "capsule")
 

@@ -15,6 +15,7 @@ from components.decoder import MapNetwork, build_decoder
 from components.detector import Composition, Detector, Part, Scale, arrange, as_tensor
 from components.errors import UserError
 from components.network_exam import examine_detector, part_of
+from components.map_range import map_range
 from components.network_fit import Baseline, calibrated, with_network
 from components.network_part import NetworkPart
 from components.params import BackboneParams, Params, ViewParams, parse_params
@@ -144,13 +145,16 @@ def test_a_network_that_helps_serves_alone_or_in_the_mean(
     prepared: Prepared, baseline: Detector, capsys: pytest.CaptureFixture[str]
 ) -> None:
     network: Any = BrightPixels()
-    without = Baseline("pretrained", baseline, np.arange(4.0), baseline)
-    found, own, selection = with_network(without, network, prepared, params(), ViewParams())
+    without = Baseline("pretrained", baseline, np.arange(4.0), (0.0, 1.0), baseline)
+    served = with_network(without, network, prepared, params(), ViewParams())
+    found, own, selection = served.detector, served.calibration, served.selection
+    assert served.map_range == map_range([found.score(np.asarray(prepared.images[8:]))[1]])
     np.testing.assert_allclose(own, found.score(np.asarray(prepared.images[8:]))[0], atol=1e-4)
     assert (len(found.parts), len(found.networks)) == (0, 1)
     assert selection["encoder"] == "network"
     hybrid = params(method="nsa-cutpaste")
-    found, together, selection = with_network(replace(without, name="trained"), network, prepared, hybrid, ViewParams())
+    served = with_network(replace(without, name="trained"), network, prepared, hybrid, ViewParams())
+    found, together, selection = served.detector, served.calibration, served.selection
     np.testing.assert_allclose(together, (np.arange(4.0) + own) / 2, atol=1e-5)
     assert (len(found.parts), len(found.networks)) == (1, 1)
     assert selection["encoder"] == "trained + network"
@@ -164,8 +168,10 @@ def test_a_network_that_is_worse_is_named_and_serves_only_where_it_shall(
 ) -> None:
     network: Any = BrightPixels(-1.0)
     asked = params(network={"keep": keep})
-    without = Baseline("pretrained", baseline, np.arange(4.0), baseline)
-    found, scores, selection = with_network(without, network, prepared, asked, ViewParams())
+    without = Baseline("pretrained", baseline, np.arange(4.0), (0.0, 1.0), baseline)
+    served = with_network(without, network, prepared, asked, ViewParams())
+    found, scores, selection = served.detector, served.calibration, served.selection
+    assert (served.map_range == (0.0, 1.0)) == (keep == "exam")
     assert (scores is without.calibration) == (keep == "exam")
     assert "Training nsa-logistic did not help on bolt" in capsys.readouterr().err
     assert selection["encoder"] == ("pretrained" if keep == "exam" else "network")

@@ -123,10 +123,10 @@ def test_the_exam_can_choose_the_patch_network(workspace: Path) -> None:
     encoders = {"trained": starting_encoder(chosen, chosen.seed)}
     banks = fit.make_banks(encoders, prepared, chosen)
     choice = fit.choose(banks, chosen)
-    made, calibration = fit.fit_detector(choice, banks, prepared, chosen, {}, refit=True)
+    made = fit.fit_detector(choice, banks, prepared, chosen, {}, refit=True)
     assert all(c.receptive_field == 16 and c.stride == 4 for c in choice.map)
     folder = Path("capsule")
-    save_capsule(fit.make_capsule(made, calibration, choice, prepared, chosen), fit.golden_images(prepared), folder)
+    save_capsule(fit.make_capsule(made, choice, prepared, chosen), fit.golden_images(prepared), folder)
     records = list_category(workspace / "data" / "tiny" / "widget").test
     scored = evaluate.score_records(load_capsule(folder).detector, records, chosen.limits.image_limits())
     assert (auroc(scored.labels, scored.scores) or 0) > 0.9
