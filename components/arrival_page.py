@@ -9,10 +9,12 @@ from components.batch import Batch, Item
 from components.images import ImageLimits
 from components.judge import Verdict
 from components.report_page import REST, STYLE, thumbnail
+from components.review import review_name
 
 SHOWN = 8  # images with a thumbnail per reason
 LISTED = 100  # others that are named per reason
 SAMPLES = 8  # accepted images on a page
+MAP_SIDE = 420  # pixels on the longer side of an image with its anomaly map
 
 
 def render_arrivals(batch: Batch, verdicts: Sequence[Verdict], summary: Mapping[str, Any], limits: ImageLimits) -> str:
@@ -45,9 +47,17 @@ def render_arrivals(batch: Batch, verdicts: Sequence[Verdict], summary: Mapping[
 
 
 def _shown(batch: Batch, items: Mapping[int, Item], verdict: Verdict, limits: ImageLimits) -> dict[str, Any]:
-    path = batch.raw(items[verdict.number])
-    picture = thumbnail(path, limits) if verdict.facts else None
-    return {"words": _said(items, verdict), "picture": picture, "p_value": verdict.p_value}
+    """What the page says of one image: a small picture, the one with its anomaly map, score, p-value and command."""
+    item = items[verdict.number]
+    anomaly_map = batch.picture(item)
+    return {
+        "words": _said(items, verdict),
+        "picture": thumbnail(batch.raw(item), limits) if verdict.facts else None,
+        "map": thumbnail(anomaly_map, limits, MAP_SIDE) if anomaly_map.is_file() else None,
+        "score": verdict.score,
+        "p_value": verdict.p_value,
+        "name": review_name(batch.place("held", item)) if verdict.outcome == "held" else None,
+    }
 
 
 def _said(items: Mapping[int, Item], verdict: Verdict) -> str:
@@ -64,14 +74,18 @@ _PAGE = (
 {% for image in images %}
 <figure>
 <div class="pair">
-{% if image.picture %}
+{% if image.map %}
+<img class="map" src="{{ image.map }}" alt="{{ image.words }}, with its anomaly map">
+{% elif image.picture %}
 <img src="{{ image.picture }}" alt="{{ image.words }}">
 {% else %}
 <span class="none">not opened</span>
 {% endif %}
 </div>
 <figcaption>{{ image.words }}
-{%- if image.p_value is not none %} <span class="soft">p = {{ "%.3g" % image.p_value }}</span>{% endif %}
+{%- if image.score is not none %} <span class="soft">score {{ "%.3g" % image.score }},
+p = {{ "%.3g" % image.p_value }}</span>{% endif %}
+{%- if image.name %}<br><code>flawline review accept {{ image.name }}</code>{% endif %}
 </figcaption>
 </figure>
 {% endfor %}
@@ -120,6 +134,10 @@ corrected p = {{ "%.2g" % one.p_value }}</td>
 <section class="card broken {{ tone }}">
 <h3>{{ group.count }} {{ group.code }} <span class="tag {{ tone }}">{{ group.outcome }}</span></h3>
 {{ pictures(group.images) }}
+{% if group.outcome == "held" %}
+<p class="soft">A person decides: <code>flawline review accept NAME…</code> takes images for good,
+<code>flawline review refuse NAME…</code> puts them into quarantine.</p>
+{% endif %}
 {{ rest(group.others, group.images | length, group.count) }}
 </section>
 {% endfor %}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from components import conformal
@@ -135,6 +135,12 @@ def read_card(folder: Path) -> dict[str, Any]:
             "make it anew with `flawline run`."
         )
     return card
+
+
+def count_calibration(folder: Path) -> int:
+    """How many held-out good images set the threshold of a stored capsule."""
+    with safe_open(folder / "density.safetensors", "numpy") as arrays:
+        return int(arrays.get_slice("calibration").get_shape()[0])
 
 
 def _card(capsule: Capsule, folder: Path) -> dict[str, Any]:

@@ -151,6 +151,28 @@ def p_values(calibration_scores: ArrayLike, scores: ArrayLike) -> NDArray[np.flo
     return (1 + len(ordered) - below) / (len(ordered) + 1)
 
 
+def tail_limit(calibration_scores: ArrayLike, level: float) -> float:
+    """A score that a good image exceeds with about this probability, though it may lie beyond all held-out scores (n,).
+
+    For levels below 1 / (n + 1), where p-values say nothing. The k scores above the (k + 1)-th largest, k a quarter of
+    all, are taken for an exponential tail: their excesses' mean m then gives the limit
+    k m (((k + 1) / ((n + 1) level))^(1 / k) − 1) above that score, exact over the draw of the held-out images (the
+    prediction limit of an exponential sample: Lawless, "A prediction problem concerning samples from the exponential
+    distribution", 1971). Lighter tails, such as the normal one, exceed it less often. It is an extrapolation, no
+    promise. At least the largest score; that score itself for fewer than two.
+    Raises as `split_conformal_threshold`.
+    """
+    ordered = _ordered(calibration_scores)
+    n = len(ordered)
+    if n < 2:
+        return float(ordered[-1])
+    k = min(n - 1, max(2, n // 4))
+    base = ordered[n - 1 - k]
+    mean = float(np.mean(ordered[n - k :] - base))
+    share = (k + 1) / ((n + 1) * float(_exact(level, "level")))  # how much more often the base is exceeded
+    return max(float(ordered[-1]), float(base) + k * mean * (share ** (1 / k) - 1))
+
+
 def _exact(probability: float, name: str) -> Fraction:
     """The probability as the decimal that was written, so that 10 * (1 - 0.1) is 9 and its ceiling not 10."""
     if not 0 < probability < 1:

@@ -158,7 +158,7 @@ def _screened(
         scored = replace(verdict, score=one.score, p_value=one.p_value)
         if not one.suspicious or verdict.outcome == "held":
             return scored
-        words = f"looks defective to the present model (p = {one.p_value:.3g})"
+        words = f"looks defective to the present model ({one.words})"
         return replace(scored, outcome="held", code="suspicious", words=words)
 
     return [with_score(verdict) for verdict in verdicts]

@@ -472,7 +472,8 @@ class IngestParams(_Section):
     max_deviations: how far brightness, sharpness … may lie from the category's median, in robust deviations.
     drift: whether a batch whose distribution differs from the training images is only reported or held as a whole.
     drift_level: family-wise error rate of that test. drift_min: fewest images to test.
-    hold_below: an image is held for a person if the champion gives it a p-value of at most that.
+    hold_below: share of good images that may be held for a person because the champion finds them suspicious: by their
+    p-value, or where the held-out images are too few for it, by how far the score lies beyond theirs.
     retrain_images, retrain_hours: a category is retrained once it has so many images that its latest model does not
     know, or has had some for so many hours.
     """
@@ -490,6 +491,22 @@ class IngestParams(_Section):
     hold_below: float = Field(0.01, gt=0, lt=1)
     retrain_images: int = Field(10, ge=1, le=MOST_IMAGES)
     retrain_hours: float = Field(24.0, ge=0, le=MOST_HOURS)
+
+
+class FirstParams(_Section):
+    """What the first version of a category must have to be its champion by itself; else it stays a challenger.
+
+    held_out: held-out good images by which the threshold is set. mark: image mark of the synthetic exam, an AUROC.
+    """
+
+    held_out: int = Field(10, ge=1)
+    mark: float = Field(0.75, ge=0, le=1)
+
+
+class GateParams(_Section):
+    """What a version must have to be promoted without a person."""
+
+    first: FirstParams = FirstParams()
 
 
 class ArchiveParams(_Section):
@@ -539,6 +556,7 @@ class Params(_Section):
     demo: DemoParams = DemoParams()
     fetch: FetchParams = FetchParams()
     ingest: IngestParams = IngestParams()
+    gate: GateParams = GateParams()
     image: ImageParams = ImageParams()
     validation: ValidationParams = ValidationParams()
     synthesis: SynthesisParams = SynthesisParams()

@@ -45,13 +45,13 @@ def render_page(report: dict[str, Any], table: pd.DataFrame, category: Category,
     )
 
 
-def thumbnail(path: Path, limits: ImageLimits) -> str | None:
-    """A small JPEG of an image as a data URI; None where it cannot be decoded."""
+def thumbnail(path: Path, limits: ImageLimits, side: int = THUMBNAIL) -> str | None:
+    """A small JPEG of an image, at most `side` pixels a side, as a data URI; None where it cannot be decoded."""
     try:
         picture = Image.fromarray(read_image(path, limits))
     except UserError:
         return None
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    picture.thumbnail((side, side))
     data = BytesIO()
     picture.save(data, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
@@ -140,6 +140,7 @@ figure { margin: 0; min-width: 0; }
 .pair > * { width: 112px; height: 112px; border-radius: 8px; object-fit: contain; background: var(--paper);
   border: 1px solid var(--line); }
 .none { display: grid; place-items: center; text-align: center; font-size: 12px; color: var(--soft); padding: 8px; }
+.pair .map { width: auto; height: auto; max-width: 100%; }
 figcaption { font-size: 13px; margin-top: 6px; overflow-wrap: anywhere; }
 details { margin-top: 12px; font-size: 13px; } td details { margin-top: 2px; }
 summary { cursor: pointer; color: var(--soft); }

@@ -26,6 +26,11 @@ def list_held(source: Source, category: str) -> list[Held]:
     return found
 
 
+def review_name(place: str) -> str:
+    """The name of a held image, by its place, as it is listed and as `choose` takes it."""
+    return place.removeprefix("held/")
+
+
 def choose(held: Sequence[Held], names: Sequence[str]) -> list[Held]:
     """The held images that names mean: the end of a place, such as "00003-a.png", or the name that the file came with.
 

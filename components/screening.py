@@ -1,8 +1,8 @@
 """The present champion looks at images that are said to be good, before they are learned from.
 
 A defect that is learned as good is not found again; images sent on purpose to that end (poisoning) look the same. Held
-are images whose conformal p-value is at most a level, that is, whose score is above a high quantile of good images'
-scores. With n calibration images no p-value is below 1 / (n + 1): a score above all of theirs is always held.
+are images whose conformal p-value is at most a level. With n calibration images no p-value is below 1 / (n + 1); for
+lower levels an image is held whose score lies as far beyond the largest of theirs as `conformal.tail_limit` says.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from components import conformal
 from components.capsule import Capsule
 from components.detector import BATCH
 from components.figures import map_gallery
@@ -19,11 +20,31 @@ from components.images import ImageLimits, read_image, resize_image
 
 @dataclass(frozen=True)
 class Screened:
-    """What the champion says of one image. `suspicious`: it is to be held."""
+    """What the champion says of one image.
+
+    score, p_value: its own. largest, count: the highest score of so many held-out good images. suspicious: to be held.
+    """
 
     score: float
     p_value: float
+    largest: float
+    count: int
     suspicious: bool
+
+    @property
+    def words(self) -> str:
+        """The score beside those of good images."""
+        return (
+            f"score {self.score:.3g}; the highest of {self.count} held-out good images is {self.largest:.3g}, "
+            f"p = {self.p_value:.2g}"
+        )
+
+
+def hold_limit(calibration: np.ndarray, level: float) -> float:
+    """The score above which an image is held: p-values decide where they reach `level`, else the tail's limit."""
+    if level * (len(calibration) + 1) >= 1:
+        return conformal.split_conformal_threshold(calibration, level).value
+    return conformal.tail_limit(calibration, level)
 
 
 def screen(
@@ -33,16 +54,16 @@ def screen(
     """Score image files.
 
     pictures: where image and anomaly map of each suspicious one are drawn (PNG), and of those `held` for other reasons.
-    level: the p-value up to which an image is suspicious.
+    level: the share of good images that may be held, see `hold_limit`.
     """
     found: list[Screened] = []
+    limit, largest, count = hold_limit(capsule.calibration, level), max(capsule.calibration), len(capsule.calibration)
     for start in range(0, len(paths), BATCH):
         images = [read_image(path, limits) for path in paths[start : start + BATCH]]
         scores, maps = capsule.score(images)
         p_values = capsule.p_values(scores)
-        limit = max(level, 1 / (len(capsule.calibration) + 1))
         for row, (score, p_value) in enumerate(zip(scores.tolist(), p_values.tolist(), strict=True)):
-            found.append(Screened(score, p_value, p_value <= limit))
+            found.append(Screened(score, p_value, float(largest), count, score > limit))
             if found[-1].suspicious or held[start + row]:
                 _draw(capsule, images[row], maps[row], found[-1], pictures[start + row])
     return found
@@ -51,5 +72,8 @@ def screen(
 def _draw(capsule: Capsule, image: np.ndarray, anomaly_map: np.ndarray, screened: Screened, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     shown = resize_image(image, capsule.detector.size)
-    caption = f"p = {screened.p_value:.3g}"
-    map_gallery([shown], [anomaly_map], None, [screened.score], [caption], path, title=f"{capsule.category}: held")
+    caption, title = f"p = {screened.p_value:.3g}", f"{capsule.category}: held"
+    map_gallery(
+        [shown], [anomaly_map], None, [screened.score], [caption], path, capsule.map_range, capsule.threshold,
+        title=title,
+    )  # fmt: skip

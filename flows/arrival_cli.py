@@ -15,9 +15,19 @@ Source = Annotated[
     str | None,
     typer.Option(help="The inbox: a folder or s3://BUCKET/PREFIX; ingest.source of params.yaml if not given."),
 ]
-Names = Annotated[list[str], typer.Argument(help="Names as `flawline review` lists them.")]
+Names = Annotated[
+    list[str],
+    typer.Argument(help="Names as `flawline review` lists them, or their ends that are clear, such as 00003-a.png."),
+]
 review_app = typer.Typer(help="Look at held images, accept or refuse them.", invoke_without_command=True)
-HELD = {"place": "name", "code": "reason", "p_value": "p-value", "reason": "in words", "map": "anomaly map"}
+HELD = {
+    "place": "name",
+    "code": "reason",
+    "score": "score",
+    "p_value": "p-value",
+    "reason": "in words",
+    "map": "anomaly map",
+}
 
 
 def ingest(
@@ -70,14 +80,15 @@ def review(
     enter_project()
     if context.invoked_subcommand:
         return
+    from components.review import review_name
     from flows.reviewing import held_images
 
     held = held_images(context.obj)
     if as_json:
         print(json.dumps(held, indent=2))
     elif held:
-        print_table([{**one, "place": one["place"].removeprefix("held/")} for one in held], HELD)
-        print("Then: flawline review accept NAME…, or flawline review refuse NAME…")
+        print_table([{**one, "place": review_name(one["place"])} for one in held], HELD)
+        print("Then: flawline review accept NAME…, or flawline review refuse NAME… (the end of a name is enough)")
     else:
         print("No image is held.")
 

@@ -12,6 +12,7 @@ from prefect import flow, task
 from components import registry, tracking
 from components.files import read_json
 from components.fingerprint import relevant_params
+from components.gate import missing_for_first
 from components.names import check_category_names
 from components.params import load_params
 from components.places import Places
@@ -48,12 +49,23 @@ def register(category: str) -> int:
 
 @task(task_run_name="promote@{category}", retries=2, retry_delay_seconds=3)
 def promote(category: str, version: int) -> str:
-    """Make the first version of a category its champion; a later one stays the challenger. Returns the alias."""
+    """Make the first version of a category its champion if it has what `gate.first` asks; a later one stays challenger.
+
+    Returns what became of it, in words.
+    """
     champion = registry.champion(category)
-    if champion is None:
-        registry.promote(category, version, "first version")
-        return registry.CHAMPION
-    return registry.CHAMPION if champion.number == version else registry.CHALLENGER
+    if champion is not None:
+        return f"is the {registry.CHAMPION if champion.number == version else registry.CHALLENGER}"
+    places = Places(category)
+    report = read_json(places.validation / "report.json")
+    missing = missing_for_first(places.capsule, report, load_params().gate.first)
+    if missing:
+        return (
+            f"stays the {registry.CHALLENGER}, with too little behind it to serve unseen: {'; '.join(missing)}. Add "
+            "good images, or lower the floor in params.yaml, and run again"
+        )
+    registry.promote(category, version, "first version")
+    return f"is the {registry.CHAMPION}"
 
 
 FIGURES = ("image_auroc", "pixel_auroc", "aupro", "f1", "false_alarm_rate", "exam_mark")
@@ -87,7 +99,7 @@ def run_category(category: str, force: bool = False) -> None:
         ran = run_stage(stage, category, force)
         _say(f"{category}: {stage} {f'done in {time.monotonic() - begun:.0f} s' if ran else 'is up to date'}")
     version = register(category)
-    _say(f"{category}: version {version} is the {promote(category, version)}")
+    _say(f"{category}: version {version} {promote(category, version)}")
 
 
 def _succeeds(category: str, force: bool) -> bool:

@@ -17,7 +17,7 @@ from components.yaml_text import parse_yaml, read_utf8
 PARAMS = Path("params.yaml")
 OPTIONS = f"With these options {PARAMS}"
 TEXT_TAG = "tag:yaml.org,2002:str"
-KEPT_BY_PRESETS = frozenset({"data", "demo", "fetch", "ingest", "limits", "seed", "threads"})
+KEPT_BY_PRESETS = frozenset({"data", "demo", "fetch", "gate", "ingest", "limits", "seed", "threads"})
 
 
 def edit_params(

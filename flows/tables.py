@@ -2,21 +2,27 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
+
+PIPE_WIDTH = 10_000  # characters; a table takes what it needs of them
+JustifyMethod = Literal["left", "right"]
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
-    """Print rows (one at least) as a table; `columns`: title of each key, in their order."""
+    """Print rows (one at least) as a table; `columns`: title of each key, in their order.
+
+    Nothing is cut: a terminal gets long cells in several lines, a pipe gets lines of any length.
+    """
     from rich.console import Console
     from rich.table import Table
 
     table = Table(header_style="bold")
     for name, title in columns.items():
-        table.add_column(title, justify="right" if isinstance(rows[0].get(name), int | float) else "left")
+        justify: JustifyMethod = "right" if isinstance(rows[0].get(name), int | float) else "left"
+        table.add_column(title, justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row.get(name)) for name in columns))
-    width = None if sys.stdout.isatty() else 140
-    Console(width=width).print(table)
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
 
 
 def _cell(value: Any) -> str:

@@ -3,8 +3,9 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -81,9 +82,11 @@ def make_capsule() -> MakeCapsule:
     detector = Detector({"pretrained": encoder}, [Part(composition, scorer, Scale(0, 1), Scale(0, 1))], 32, 2.0)
     calibration = np.sort(detector.score(good)[0])
 
-    def make(folder: Path, threshold: float = 5.0, category: str = "bottle") -> Path:
+    def make(
+        folder: Path, threshold: float = 5.0, category: str = "bottle", selection: Mapping[str, Any] | None = None
+    ) -> Path:
         provenance = {"data_digest": "d" * 64}
-        capsule = Capsule(category, "pretrained", detector, threshold, calibration, {}, provenance)
+        capsule = Capsule(category, "pretrained", detector, threshold, calibration, selection or {}, provenance)
         save_capsule(capsule, good[:2], folder)
         return folder
 

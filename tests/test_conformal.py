@@ -160,3 +160,23 @@ def test_what_cannot_be_used_is_refused() -> None:
             conformal.split_conformal_threshold([1.0], alpha)
     with pytest.raises(ValueError, match="finite"):
         conformal.confident_threshold([1.0, float("nan")], 0.1)
+
+
+@pytest.mark.parametrize(("n", "level"), [(24, 0.01), (60, 0.01), (12, 0.02), (8, 0.01)])
+def test_beyond_the_held_out_scores_an_exponential_tail_is_exceeded_as_often_as_asked(n: int, level: float) -> None:
+    rng, trials = np.random.default_rng(3), 20_000
+    sets, new = rng.exponential(size=(trials, n)), rng.exponential(size=trials)
+    limits = np.array([conformal.tail_limit(row, level) for row in sets])
+    error = 3 * np.sqrt(level / trials)
+    assert np.mean(new > limits) <= level + error
+    assert np.mean(new > limits) >= 0.5 * level - error  # never under the largest score, so it may be rarer
+    normal = rng.normal(size=(trials, n))
+    limits = np.array([conformal.tail_limit(row, level) for row in normal])
+    assert np.mean(rng.normal(size=trials) > limits) <= level + error  # a lighter tail
+    assert (limits >= normal.max(axis=1)).all()
+
+
+def test_the_tail_needs_two_scores_and_some_spread() -> None:
+    assert conformal.tail_limit([3.0], 0.01) == 3.0
+    assert conformal.tail_limit([3.0, 3.0, 3.0], 0.01) == 3.0
+    assert conformal.tail_limit(np.arange(24.0), 0.01) > 23

@@ -1,5 +1,6 @@
 """What becomes of arriving images: duplicates, images unlike their category, drift, suspicious ones."""
 
+import re
 import shutil
 from collections.abc import Sequence
 from io import BytesIO
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
+from components.arrival_page import SHOWN, render_arrivals
 from components.batch import Batch, Item, new_batch, open_batches
 from components.capsule import load_capsule
 from components.dataset import list_category
@@ -22,7 +24,10 @@ from components.image_measures import MEASURES
 from components.images import ImageLimits
 from components.inbox import Entry
 from components.judge import Judgement, Verdict, arrival_limits, check_entry, judge
+from components.outcome import summarise
 from components.params import DataParams, IngestParams, Params
+from components.review import choose
+from components.screening import hold_limit
 from tests.conftest import MakeCapsule
 from tests.project import surface, write_category, write_image
 
@@ -200,7 +205,8 @@ def test_the_champion_holds_what_looks_defective(history: pd.DataFrame, make_cap
     generator = np.random.default_rng(0)
     usual = [generator.integers(90, 110, (32, 32, 3), dtype=np.uint8) for _ in range(30)]
     scores, _ = capsule.score(usual)
-    limit = float(capsule.calibration.max())
+    limit = hold_limit(capsule.calibration, 0.01)
+    assert limit > capsule.calibration.max()  # eight scores give no p-value of 0.01
     bright = usual[0].copy()
     bright[8:24, 8:24] = 255
     files = {f"{number}.png": as_png(image) for number, image in enumerate(usual)} | {"bright.png": as_png(bright)}
@@ -211,11 +217,35 @@ def test_the_champion_holds_what_looks_defective(history: pd.DataFrame, make_cap
     ]
     suspicious = found.verdicts[-1]
     assert (suspicious.code, suspicious.p_value) == ("suspicious", pytest.approx(1 / (len(capsule.calibration) + 1)))
+    assert f"the highest of 8 held-out good images is {capsule.calibration.max():.3g}" in suspicious.words
     batch = open_batches("widget")[0]
     with Image.open(batch.picture(batch.items()[-1])) as picture:
         assert picture.size[0] > 100
     for item, verdict in zip(batch.items(), found.verdicts, strict=True):
         assert batch.picture(item).exists() == (verdict.outcome == "held")
+    check_page(batch, found)
+
+
+def check_page(batch: Batch, judgement: Judgement) -> None:
+    """The page shows what is held with its map and its score, and names it as `flawline review accept` takes it."""
+    summary: dict[str, Any] = {
+        "category": "widget",
+        "batch": batch.name,
+        "source": "inbox",
+        "time": "now",
+        "screened": True,
+    }
+    summary |= {"drift": [], "commit": None, **summarise(judgement.verdicts)}
+    page = render_arrivals(batch, judgement.verdicts, summary, LIMITS)
+    assert page.count('class="map"') == min(summary["held"], SHOWN)
+    held = [
+        {"place": batch.place("held", item), "name": item.shown}
+        for item, verdict in zip(batch.items(), judgement.verdicts, strict=True)
+        if verdict.outcome == "held"
+    ]
+    names = re.findall(r"flawline review accept (\S+\.png)<", page)
+    assert choose(held, names) == held[:SHOWN]
+    assert f"score {judgement.verdicts[-1].score:.3g},\np = " in page
 
 
 def test_what_the_listing_condemns_is_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ from components.capsule import Capsule, load_capsule, save_capsule
 from components.decoder import MapNetwork, build_decoder
 from components.detector import Composition, Detector, Part, Scale, arrange, as_tensor
 from components.errors import UserError
-from components.network_exam import examine_detector, part_of
 from components.map_range import map_range
+from components.network_exam import examine_detector, part_of
 from components.network_fit import Baseline, calibrated, with_network
 from components.network_part import NetworkPart
 from components.params import BackboneParams, Params, ViewParams, parse_params
