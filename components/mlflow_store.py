@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from components.errors import UserError
 
-_ARTIFACTS = "/.flawline/mlflow/artifacts"
+STORE = Path(".flawline/mlflow")
 _WAIT_SECONDS = 60.0
 _UNFIT = {"?": "the address of a database (MLflow's, Prefect's)", "{": "DVC", "}": "DVC"}
 _ESCAPE = re.compile("%[0-9a-fA-F]{2}")
@@ -49,7 +49,7 @@ def check_place(project: Path) -> None:
 
 def database_of(project: Path) -> Path:
     """The database file of the project in this folder."""
-    return project.absolute() / ".flawline" / "mlflow" / "mlflow.db"
+    return project.absolute() / STORE / "mlflow.db"
 
 
 def database_uri(project: Path) -> str:
@@ -59,24 +59,24 @@ def database_uri(project: Path) -> str:
 
 def artifact_location(project: Path) -> str:
     """The folder of the artifacts beside the database, as a URI; in a bare path MLflow would unquote percent signs."""
-    return project.absolute().as_uri() + _ARTIFACTS
+    return (project.absolute() / STORE / "artifacts").as_uri()
 
 
-def follow_move(project: Path) -> None:
-    """Rewrite the places in the project's database where they are those of another folder.
+def follow_move(project: Path, store: Path = STORE) -> None:
+    """Rewrite the places in a database of the project, in its folder `store`, where they are those of another project.
 
     What lay in the project's old folder is expected at the same place in the new one; what lay elsewhere, such as
     images outside of the project, stays. No effect where there is no database yet.
     """
-    database = database_of(project)
+    database = project.absolute() / store / "mlflow.db"
     if not database.is_file():
         return
     with closing(sqlite3.connect(database, timeout=_WAIT_SECONDS, isolation_level=None)) as connection:
-        if not _foreign_roots(connection, project):
+        if not _foreign_roots(connection, project, store):
             return
         connection.execute("BEGIN IMMEDIATE")
         try:
-            for root in _foreign_roots(connection, project):  # another process may have been quicker
+            for root in _foreign_roots(connection, project, store):  # another process may have been quicker
                 _rewrite(connection, root, project.absolute())
         except BaseException:
             connection.execute("ROLLBACK")
@@ -84,12 +84,13 @@ def follow_move(project: Path) -> None:
         connection.execute("COMMIT")
 
 
-def _foreign_roots(connection: sqlite3.Connection, project: Path) -> list[str]:
+def _foreign_roots(connection: sqlite3.Connection, project: Path, store: Path) -> list[str]:
     """The other projects' folders, as the database spells them, under which it has artifacts: usually none, or one."""
     if not _has(connection, "experiments", "artifact_location"):
         return []
     rows = connection.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
-    roots = [place.removesuffix(_ARTIFACTS) for (place,) in rows if place and place.endswith(_ARTIFACTS)]
+    end = f"/{store.as_posix()}/artifacts"
+    roots = [place.removesuffix(end) for (place,) in rows if place and place.endswith(end)]
     return [root for root in roots if _path_of(root) not in (None, str(project.absolute()))]
 
 

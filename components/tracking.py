@@ -3,7 +3,8 @@
 The stages of a category run one after another as separate processes. Each finds its run by the tag
 `flawline.identity`: a run that has not finished, also one whose process was killed, is continued; after a finished
 one, a new attempt begins, which records at its end whether it made the same bytes. Tracking never decides what is
-computed: without a reachable server a training goes on, untracked, and gives the same files.
+computed: without a reachable server a training goes on and gives the same files, and its record waits in the outbox
+(`components.outbox`) for the next connection.
 """
 
 import json
@@ -21,9 +22,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit, urlunsplit
 
+from components import outbox
 from components.errors import UserError
 from components.files import digest_of, sha256_file
 from components.mlflow_store import artifact_location, database_of, database_uri, follow_move
@@ -137,7 +139,7 @@ def connect() -> tuple["MlflowClient", str]:
         if _is_own_database():
             follow_move(STATE.parent)
         client = MlflowClient(tracking_uri=tracking_uri(), registry_uri=registry_uri())
-        return client, _experiment_id(client)
+        return client, _experiment_id(client, experiment_name())
 
 
 def experiment_page() -> str:
@@ -168,36 +170,48 @@ def shown_uri(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
-class Run:
-    """One MLflow run, or, without a server, something that accepts the same calls and keeps nothing.
+@dataclass
+class _Kept:
+    """A run in the outbox: its store's client, its id there, and the file that says that it is written to."""
 
-    No call raises because of MLflow: the first failure is one warning on stderr, metrics wait in the buffer for a
-    later try, and after a failure MLflow is left alone for `20 ×` the time that the failure took, so that an outage
-    costs a training at most a twentieth of its time. All calls are safe from several threads.
+    client: "MlflowClient"
+    run_id: str
+    lock: IO[bytes]
+
+
+class Run:
+    """One MLflow run; what the server does not take is kept in the outbox, and sent by a later connection.
+
+    No call raises because of MLflow: the first failure is one warning on stderr, and after a failure MLflow is left
+    alone for `20 ×` the time that the failure took, so that an outage costs a training at most a twentieth of its
+    time. All calls are safe from several threads.
 
     As a context manager it sends what is buffered at the end and leaves the run open for the next stage; an exception
     marks the run as failed (it is continued by the next try all the same).
     """
 
-    def __init__(self, client: "MlflowClient | None", run_id: str = "", continued: bool = False) -> None:
+    def __init__(
+        self, client: "MlflowClient | None", run_id: str = "", continued: bool = False, kept: _Kept | None = None
+    ) -> None:
         self._client = client
         self.run_id = run_id
         self._continued = continued
+        self._kept = kept
         self._lock = threading.RLock()
         self._points: list[tuple[str, float, int, int]] = []  # (name, value, time in ms, step)
         self._logged_steps: dict[str, set[int]] = defaultdict(set)
         self._flushed_at = time.monotonic()
         self._rest_until = 0.0
-        self._warned = False
+        self._said: set[str] = set()
 
     @property
     def is_tracked(self) -> bool:
-        """Whether there is a run on a server."""
-        return self._client is not None
+        """Whether there is a run, on a server or in the outbox."""
+        return self._client is not None or self._kept is not None
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Buffer metrics of one step, and send the buffer every few seconds; a step that is there is not repeated."""
-        if self._client is None:
+        if not self.is_tracked:
             return
         with self._lock:
             now = int(time.time() * 1000)
@@ -218,20 +232,20 @@ class Run:
     def log_figure_files(self, *paths: Path, folder: str = "") -> None:
         """Store files, or all files of folders, as artifacts of the run in `folder`."""
         for path in paths:
-            self._attempt(partial(_log_path, run_id=self.run_id, path=path, folder=folder or None))
+            self._attempt(partial(_log_path, path=path, folder=folder or None))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run."""
-        self._attempt(partial(_send_tags, run_id=self.run_id, tags=tags))
+        self._attempt(partial(_send_tags, tags=tags))
 
     def flush(self) -> None:
-        """Send what is buffered; on failure it stays in the buffer."""
+        """Send what is buffered, or else keep it; where neither can be done it stays in the buffer."""
         with self._lock:
             self._flushed_at = time.monotonic()
             del self._points[:-_BUFFER_POINTS]
             while self._points:
                 batch = self._points[:_BATCH_METRICS]
-                if not self._attempt(partial(_send_metrics, run_id=self.run_id, points=batch)):
+                if not self._attempt(partial(_send_metrics, points=batch)):
                     return
                 del self._points[: len(batch)]
 
@@ -239,7 +253,8 @@ class Run:
         """Send what is buffered and set the run's status: FINISHED, FAILED or KILLED."""
         self._rest_until = 0.0  # the last chance: try, however recent the last failure is
         self.flush()
-        self._attempt(lambda client: client.set_terminated(self.run_id, status))
+        self._attempt(lambda client, run_id: client.set_terminated(run_id, status))
+        self._close()
 
     def __enter__(self) -> Self:
         return self
@@ -250,43 +265,73 @@ class Run:
         if error is None:
             self._rest_until = 0.0
             self.flush()
+            self._close()
         else:
             self.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
 
     def _steps(self, name: str) -> set[int]:
-        """The steps of a metric that are on the server or in the buffer; asked for once, for a continued run only."""
+        """The steps of a metric that are stored or in the buffer; asked for once, for a continued run only."""
         if self._continued and name not in self._logged_steps:
             self._logged_steps[name] = set()
-            self._attempt(lambda client: self._logged_steps[name].update(_steps_of(client, self.run_id, name)))
+            self._attempt(lambda client, run_id: self._logged_steps[name].update(_steps_of(client, run_id, name)))
         return self._logged_steps[name]
 
-    def _attempt(self, action: "Callable[[MlflowClient], None]") -> bool:
-        """Do `action` unless MLflow is being left alone; say the first failure; return whether it worked."""
+    def _attempt(self, action: "Callable[[MlflowClient, str], object]") -> bool:
+        """Do `action(client, run id)` on the server, or else in the outbox; return whether it was done."""
         with self._lock:
-            if self._client is None or time.monotonic() < self._rest_until:
-                return False
-            begun = time.monotonic()
-            try:
-                action(self._client)
+            if self._client is not None and time.monotonic() >= self._rest_until and self._reaches(action):
                 return True
-            except Exception as error:
-                if not _is_tracking_failure(error):
-                    raise
-                now = time.monotonic()
-                self._rest_until = now + _REST_FACTOR * (now - begun)
-                self._warn(error)
-                return False
+            return self.is_tracked and self._keep(action)
 
-    def _warn(self, error: Exception) -> None:
-        if not self._warned:
-            self._warned = True
-            _say(f"MLflow at {shown_uri(tracking_uri())} does not take the records of this run ({_reason(error)})")
+    def _reaches(self, action: "Callable[[MlflowClient, str], object]") -> bool:
+        """Whether the server did it; if not, it is left alone for a while."""
+        assert self._client is not None
+        begun = time.monotonic()
+        try:
+            action(self._client, self.run_id)
+        except Exception as error:
+            if not _is_tracking_failure(error):
+                raise
+            now = time.monotonic()
+            self._rest_until = now + _REST_FACTOR * (now - begun)
+            self._warn(f"does not take the records of this run, which wait in {outbox.FOLDER} until it does", error)
+            return False
+        return True
+
+    def _keep(self, action: "Callable[[MlflowClient, str], object]") -> bool:
+        """Do it in the outbox, in a run that holds the rest of this one; return whether it was done."""
+        try:
+            if self._kept is None:
+                tags = {outbox.FOR_RUN: self.run_id, outbox.AT_SERVER: shown_uri(tracking_uri())}
+                self._kept = _keep_run(lambda client, experiment: client.create_run(experiment, tags=tags).info.run_id)
+            action(self._kept.client, self._kept.run_id)
+        except Exception as error:
+            if not _is_tracking_failure(error):
+                raise
+            self._warn("does not take a record, and it cannot be kept either", error)
+            return False
+        return True
+
+    def _close(self) -> None:
+        """Let go of what was kept, and send it where the server is back."""
+        if self._kept is None:
+            return
+        self._kept.lock.close()
+        if self._client is not None and time.monotonic() >= self._rest_until:
+            self._kept = None
+            with suppress_tracking_failure():
+                send_kept(self._client)
+
+    def _warn(self, sentence: str, error: Exception) -> None:
+        if sentence not in self._said:
+            self._said.add(sentence)
+            _say(f"MLflow at {shown_uri(tracking_uri())} {sentence} ({_reason(error)})")
 
 
 def open_run(
     category: str, identity: str, params: Mapping[str, Any], data: DataVersion, stage: str, folder: Path = Path()
 ) -> Run:
-    """Continue the unfinished run of `identity`, or begin its next attempt; untracked if MLflow cannot be reached.
+    """Continue the unfinished run of `identity`, or begin its next attempt; in the outbox if MLflow cannot be reached.
 
     Args:
         category: the product; first part of the run's name.
@@ -305,13 +350,13 @@ def open_run(
         _complete(client, run, params, data, tags | {STAGE: stage})
         return Run(client, run.info.run_id, continued=found is not None)
 
-    return _run_or_untracked(find_or_begin)
+    return _run_or_kept(find_or_begin)
 
 
 def finish_run(run: Run, digest: str) -> None:
     """Close a run which made the capsule with this digest, and say whether the attempt before it made the same one."""
     run.set_tags({CAPSULE_DIGEST: digest})
-    run._attempt(lambda client: _compare_attempts(client, run.run_id, digest))
+    run._attempt(lambda client, run_id: _compare_attempts(client, run_id, digest))
     run.end("FINISHED")
 
 
@@ -319,6 +364,7 @@ def find_run(digest: str) -> str:
     """The id of the latest run that made the capsule with this digest; empty where no run is known."""
     with server_errors_explained():
         client, experiment = connect()
+        send_kept(client)
         runs = client.search_runs([experiment], f"tags.`{CAPSULE_DIGEST}` = '{digest}'", max_results=1)
     return runs[0].info.run_id if runs else ""
 
@@ -331,12 +377,14 @@ def start_parent_run(name: str, categories: Sequence[str], params: Mapping[str, 
         _log_params(client, run, {"categories": " ".join(categories), **flat_params(params)})
         return Run(client, run.info.run_id)
 
-    return _run_or_untracked(begin)
+    return _run_or_kept(begin)
 
 
 def finish_parent_run(run: Run, succeeded: bool = True) -> None:
     """Close the run of a retraining; FAILED where a category did not succeed."""
     run.end("FINISHED" if succeeded else "FAILED")
+    with suppress_tracking_failure():
+        send_kept_records()
 
 
 def flat_params(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -350,16 +398,149 @@ def flat_params(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _run_or_untracked(make: "Callable[[MlflowClient, str], Run]") -> Run:
-    """What `make(client, experiment id)` gives, or an untracked run and one line on stderr."""
+def send_kept_records() -> None:
+    """Send what the outbox holds; without effect, and without a connection, where it holds nothing.
+
+    Raises what MLflow raises where it cannot be reached.
+    """
+    if not outbox.is_empty():
+        send_kept(connect()[0])
+
+
+def send_kept(client: "MlflowClient") -> None:
+    """Send the runs that earlier processes had to keep; one that the server refuses is said, and stays.
+
+    Raises what MLflow raises where it cannot be reached.
+    """
+    if outbox.is_empty():
+        return
+    sent = 0
+    with outbox.sending() as folders:
+        for kept in outbox.in_each_store(folders, _outbox_client):
+            for run in outbox.waiting(kept):
+                sent += _is_sent(kept, run, client)
+    if sent:
+        _say(f"the records of {sent} run{'s' if sent > 1 else ''} that had been kept were sent to MLflow")
+
+
+@contextmanager
+def suppress_tracking_failure() -> Iterator[None]:
+    """Go on without MLflow where it fails inside: what is kept stays kept."""
     try:
-        return make(*connect())
+        yield
     except Exception as error:
         if not _is_tracking_failure(error):
             raise
-        uri = shown_uri(tracking_uri())
-        _say(f"MLflow at {uri} cannot be reached: this run is not tracked ({_reason(error)})")
+
+
+def _is_sent(kept: "MlflowClient", run: "MlflowRun", client: "MlflowClient") -> bool:
+    """Copy one kept run to the server and drop it; False where it is another server's, or refused."""
+    at_server = run.data.tags.get(outbox.AT_SERVER)
+    if at_server is not None and at_server != shown_uri(tracking_uri()):
+        return False
+    try:
+        _send(kept, run, client)
+    except Exception as error:
+        if not _is_tracking_failure(error):
+            raise
+        client.search_experiments(max_results=1)  # raises where the server is away, which is no refusal
+        _say(f"MLflow refuses the kept record of {run.info.run_name} ({_reason(error)}): it stays in {outbox.FOLDER}")
+        return False
+    outbox.drop(kept, run)
+    return True
+
+
+def _send(kept: "MlflowClient", run: "MlflowRun", client: "MlflowClient") -> None:
+    tags = {name: value for name, value in run.data.tags.items() if name not in (outbox.FOR_RUN, outbox.AT_SERVER)}
+    target = run.data.tags.get(outbox.FOR_RUN)
+    if target is None:
+        experiment = _experiment_id(client, kept.get_experiment(run.info.experiment_id).name)
+        if parent := tags.get(PARENT_RUN):
+            tags[PARENT_RUN] = _sent_as(client, experiment, parent) or parent
+        target = _begin_sent(client, experiment, run, tags)
+        _adopt(client, experiment, run.info.run_id, target)
+        tags.pop(ATTEMPT, None)
+    else:
+        tags = {name: value for name, value in tags.items() if name != "mlflow.runName"}
+    outbox.copy_run(kept, run, client, target, tags)
+    if CAPSULE_DIGEST in tags and run.info.status == "FINISHED":
+        _compare_attempts(client, target, tags[CAPSULE_DIGEST])
+    status = run.info.status
+    if status == "RUNNING" and IDENTITY not in client.get_run(target).data.tags:
+        status = "KILLED"  # a retraining whose process has ended; a category's run is continued by its next stage
+    if status in outbox.ENDED:
+        client.set_terminated(target, status, run.info.end_time)
+
+
+def _begin_sent(client: "MlflowClient", experiment: str, run: "MlflowRun", tags: dict[str, str]) -> str:
+    """The server's run that a kept one belongs to: its copy, or the unfinished run of its identity, or a new one."""
+    if found := _sent_as(client, experiment, run.info.run_id):
+        return found
+    mark = {outbox.KEPT: run.info.run_id}
+    runs = _runs_of(client, experiment, tags[IDENTITY]) if IDENTITY in tags else []
+    if runs and runs[0].info.status != "FINISHED":
+        client.set_tag(runs[0].info.run_id, outbox.KEPT, run.info.run_id)
+        return str(runs[0].info.run_id)
+    if IDENTITY in tags:
+        mark[ATTEMPT] = str(len(runs) + 1)
+    return str(client.create_run(experiment, run.info.start_time, {**tags, **mark}, run.info.run_name).info.run_id)
+
+
+def _sent_as(client: "MlflowClient", experiment: str, kept: str) -> str:
+    """The server's run that a kept one was copied to; empty where it was not yet."""
+    runs = client.search_runs([experiment], f"tags.`{outbox.KEPT}` = '{kept}'", max_results=1)
+    return str(runs[0].info.run_id) if runs else ""
+
+
+def _adopt(client: "MlflowClient", experiment: str, kept: str, target: str) -> None:
+    """Put the runs that know their parent by its id in the outbox under its copy."""
+    for run in client.search_runs([experiment], f"tags.`{PARENT_RUN}` = '{kept}'", max_results=1000):
+        client.set_tag(run.info.run_id, PARENT_RUN, target)
+
+
+def _run_or_kept(make: "Callable[[MlflowClient, str], Run]") -> Run:
+    """What `make(client, experiment id)` gives, or the same run in the outbox and one line on stderr."""
+    try:
+        client, experiment = connect()
+        send_kept(client)
+        return make(client, experiment)
+    except Exception as error:
+        if not _is_tracking_failure(error):
+            raise
+        away = f"MLflow at {shown_uri(tracking_uri())} cannot be reached ({_reason(error)})"
+    continued = False
+
+    def make_kept(client: "MlflowClient", experiment: str) -> str:
+        nonlocal continued
+        run = make(client, experiment)
+        continued = run._continued
+        return run.run_id
+
+    try:
+        kept = _keep_run(make_kept)
+    except Exception as error:
+        if not _is_tracking_failure(error):
+            raise
+        _say(f"{away}: this run is not tracked, and its record cannot be kept either ({_reason(error)})")
         return Run(None)
+    _say(f"{away}: the record of this run is kept in {outbox.FOLDER} and sent by the next run that reaches it")
+    return Run(None, kept.run_id, continued, kept)
+
+
+def _keep_run(begin: "Callable[[MlflowClient, str], str]") -> _Kept:
+    """A run of the outbox, which `begin(client, experiment id)` begins or finds; raises what MLflow raises."""
+    prepare_environment()
+    with outbox.writing() as folder:
+        client = _outbox_client(folder)
+        run_id = begin(client, _experiment_id(client, experiment_name(), (folder / "artifacts").as_uri()))
+        return _Kept(client, run_id, outbox.hold(run_id))
+
+
+def _outbox_client(folder: Path) -> "MlflowClient":
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 @contextmanager
@@ -376,14 +557,14 @@ def _database_lock() -> Iterator[None]:
         yield
 
 
-def _experiment_id(client: "MlflowClient") -> str:
+def _experiment_id(client: "MlflowClient", name: str, location: str | None = None) -> str:
+    """The experiment of this name, made where it is not there; its artifacts at `location`, or as usual."""
     from mlflow.exceptions import MlflowException
 
-    name = experiment_name()
     if found := client.get_experiment_by_name(name):
         return str(found.experiment_id)
     try:
-        return str(client.create_experiment(name, _artifact_location(), _EXPERIMENT_TAGS))
+        return str(client.create_experiment(name, location or _artifact_location(), _EXPERIMENT_TAGS))
     except MlflowException as error:
         found = client.get_experiment_by_name(name)  # another process may have been quicker
         if found is None:
