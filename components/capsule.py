@@ -45,6 +45,7 @@ class Capsule:
         provenance: data digest, parameters, code digest, library versions.
         map_range: (low, high) of the colour scale of its maps; None in a capsule that was made before there was one.
         digest: identity of the content; empty until it is written.
+        bits: how deep grey images become 8 bits, as those did that were learned (`components.depth`).
     """
 
     category: str
@@ -56,6 +57,7 @@ class Capsule:
     provenance: Mapping[str, Any]
     map_range: tuple[float, float] | None = None
     digest: str = ""
+    bits: int = 16
 
     def score(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
         """`Detector.score`: image scores (N,) float32 and anomaly maps (N, size, size) float32."""
@@ -118,6 +120,7 @@ def load_capsule(folder: Path) -> Capsule:
         provenance=card["provenance"],
         map_range=tuple(card["map_range"]) if card.get("map_range") else None,
         digest=card["digest"],
+        bits=card.get("bits", 16),
     )
     _check_golden(capsule, folder)
     return capsule
@@ -150,6 +153,7 @@ def _card(capsule: Capsule, folder: Path) -> dict[str, Any]:
         "category": capsule.category,
         "method": capsule.method,
         "size": capsule.detector.size,
+        "bits": capsule.bits,
         "sigma": capsule.detector.sigma,
         "threshold": capsule.threshold,
         "map_range": capsule.map_range,

@@ -69,7 +69,7 @@ def main(category: str, params: Params) -> None:
     capsule = load_capsule(places.capsule)
     records = list_category(Path(params.data.root) / category).test
     with open_category_run(category, params, "evaluate") as run:
-        scored = score_records(capsule.detector, records, params.limits.image_limits())
+        scored = score_records(capsule.detector, records, params.limits.image_limits().at_depth(capsule.bits))
         metrics = measure(capsule, scored, params.evaluation, params.seed)
         write_evaluation(places.evaluation, capsule, scored, params)
         write_json(places.metrics, metrics)
@@ -136,7 +136,7 @@ def write_evaluation(folder: Path, capsule: Capsule, scored: Scored, params: Par
 def draw_gallery(path: Path, capsule: Capsule, scored: Scored, params: Params) -> None:
     """Draw a few images of every kind with ground truth and anomaly map."""
     rows = list(gallery_rows(scored, params.evaluation.gallery))
-    limits, size = params.limits.image_limits(), capsule.detector.size
+    limits, size = params.limits.image_limits().at_depth(capsule.bits), capsule.detector.size
     map_gallery(
         [resize_image(read_image(scored.records[row].path, limits), size) for row in rows],
         list(scored.maps[rows]),

@@ -420,6 +420,7 @@ def make_capsule(served: Served, choice: Choice, prepared: Prepared, params: Par
             "params": params.model_dump(mode="json", include=set(MAKING)),
             "libraries": library_versions(),
         },
+        bits=prepared.bits,
     )
 
 

@@ -21,9 +21,9 @@ def category_facts(category: Category | None, limits: ImageLimits, cache: Path) 
     Facts are kept in the file `cache` by the SHA-256 of the image file: an image is decoded once in its life, and
     files that have neither changed their size nor their time are not even read. None is a category without images.
     """
-    known = _read_cache(cache)
+    known = _read_cache(cache, limits.bits)
     rows = [_row(record, limits, known) for record in (category.records if category else ())]
-    _write_cache(cache, rows)
+    _write_cache(cache, rows, limits.bits)
     table = pd.DataFrame([row for row in rows if row["pixels"] is not None])
     return table if len(table) else pd.DataFrame(columns=["name", "split", "kind", "sha256", "pixels", *MEASURES])
 
@@ -51,20 +51,24 @@ def _read_facts(path: Path, limits: ImageLimits) -> Facts:
     return image_facts(decoded.pixels, decoded.mode)
 
 
-def _read_cache(cache: Path) -> dict[str, Any]:
+def _read_cache(cache: Path, bits: int | None = None) -> dict[str, Any]:
+    """What is known; of images that were read at another depth only the digests of their files."""
     try:
         content = read_json(cache)
     except (FileNotFoundError, ValueError):
         content = {}
-    return dict(content) if content.get("format") == FORMAT else {"format": FORMAT, "files": {}, "facts": {}}
+    if content.get("format") != FORMAT:
+        return {"format": FORMAT, "files": {}, "facts": {}}
+    return {**content, "facts": {}} if bits not in (None, content.get("bits", 16)) else dict(content)
 
 
-def _write_cache(cache: Path, rows: list[dict[str, Any]]) -> None:
+def _write_cache(cache: Path, rows: list[dict[str, Any]], bits: int) -> None:
     own = ("name", "split", "kind", "stamp", "sha256")
     write_json(
         cache,
         {
             "format": FORMAT,
+            "bits": bits,
             "files": {row["name"]: [*row["stamp"], row["sha256"]] for row in rows},
             "facts": {row["sha256"]: {key: row[key] for key in row if key not in own} for row in rows},
         },

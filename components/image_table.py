@@ -25,7 +25,7 @@ _TEXT = (
     *("mask_folder", "mask", "mask_error", "mask_size"),
 )
 _NUMBERS = (
-    *("bytes", "decodes", "width", "height", "short_side", "frames", "orientation", "levels", *MEASURES),
+    *("bytes", "decodes", "width", "height", "short_side", "frames", "orientation", "levels", "highest", *MEASURES),
     *("mask_count", "mask_levels", "mask_area", "mask_percent", "mask_inverted", "mask_frames", "mask_orientation"),
 )
 _DTYPES = dict.fromkeys(_TEXT, "str") | dict.fromkeys(MEASURES, "float64")
@@ -42,6 +42,7 @@ def image_table(category: Category, limits: ImageLimits, threads: int = 1, near_
         width, height, short_side (pixels), size ("W×H"): as the eye sees it, after EXIF rotation.
         mode, format: Pillow's names. pixels: digest of the decoded RGB pixels. frames: images in the file, of which
             the first counts. orientation: EXIF's. levels: how many grey levels the image has.
+            highest: the highest value stored in a deep grey image.
         brightness, contrast, sharpness, red_share, blue_share: see `image_measures.image_measures`.
         duplicate_of: for an image, the first image of its split with the same pixels, if it is another one.
         leaked_from: for a test image, the first training image with the same pixels.
@@ -119,6 +120,7 @@ def _image_facts(record: ImageRecord, limits: ImageLimits) -> dict[str, Any]:
     height, width = decoded.pixels.shape[:2]
     row = {"decodes": True, "format": decoded.format, "width": width, "height": height}
     row |= {"frames": decoded.frames, "orientation": decoded.orientation, "levels": grey_levels(decoded.pixels)}
+    row |= {"highest": decoded.highest}
     return row | image_facts(decoded.pixels, decoded.mode)
 
 

@@ -3,13 +3,13 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from components.errors import UserError
 
@@ -20,21 +20,28 @@ ORIENTATION = 0x0112  # EXIF's tag: 1 is upright
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What an image file may be at most, so that one file cannot take the machine down.
+    """What an image file may be at most, so that one file cannot take the machine down; and how deep ones are read.
 
     Attributes:
         max_pixels: width × height; checked from the header, before anything is decoded.
         max_bytes: size of the file on disk.
+        bits: how many bits the grey values of 16-bit files use, 8 to 16; see `components.depth`.
     """
 
     max_pixels: int = 100_000_000
     max_bytes: int = 500_000_000
+    bits: int = 16
+
+    def at_depth(self, bits: int) -> "ImageLimits":
+        """The same limits with other `bits`."""
+        return replace(self, bits=bits)
 
 
 def read_image(path: Path, limits: ImageLimits) -> np.ndarray:
     """Read one image as the eye sees it: (H, W, 3) uint8 RGB, EXIF rotation applied.
 
-    Grey and palette images become RGB; 16-bit values v become round(v / 257); transparency is laid over black.
+    Grey and palette images become RGB; values v of 16-bit grey become round(v · 255 / (2^bits − 1)), at most 255;
+    transparency is laid over black.
     Raises UserError where the file is missing, too large, truncated, or no PNG, JPEG, BMP or TIFF image.
     """
     return read_with_header(path, limits)[0]
@@ -44,7 +51,8 @@ class Decoded(NamedTuple):
     """One image file, decoded.
 
     pixels: (H, W, 3) uint8 RGB. mode, format: Pillow's names, such as "RGB" and "PNG". frames: how many images the file
-    holds, of which this is the first. orientation: EXIF's, 1 where nothing was turned.
+    holds, of which this is the first. orientation: EXIF's, 1 where nothing was turned. highest: the highest value
+    stored in a deep grey image; None for any other.
     """
 
     pixels: np.ndarray
@@ -52,6 +60,7 @@ class Decoded(NamedTuple):
     format: str
     frames: int
     orientation: int
+    highest: int | None = None
 
 
 class DecodedMask(NamedTuple):
@@ -66,14 +75,25 @@ class DecodedMask(NamedTuple):
 def read_with_header(path: Path, limits: ImageLimits) -> Decoded:
     """`read_image`, and what the file says of itself."""
     with _opened(path, limits) as image:
-        return Decoded(_upright_rgb(image, path), image.mode, str(image.format), *_frames_and_orientation(image))
+        pixels, highest = _upright_rgb(image, path, limits), _highest(image)
+        return Decoded(pixels, image.mode, str(image.format), *_frames_and_orientation(image), highest)
+
+
+def highest_value(path: Path, limits: ImageLimits) -> int | None:
+    """The highest value stored in a deep grey image; None for any other, of which only the header is read."""
+    with _failures_explained(path, limits), _identified(path) as image:
+        is_deep = _is_deep(image)
+    if not is_deep:
+        return None
+    with _opened(path, limits) as image:
+        return _highest(image)
 
 
 def decode_image(data: bytes, name: str, limits: ImageLimits) -> np.ndarray:
     """`read_image` for an image file's content in memory; errors call it `name`."""
     _check_size(name, len(data), limits)
     with _decoded(BytesIO(data), name, limits) as image:
-        return _upright_rgb(image, name)
+        return _upright_rgb(image, name, limits)
 
 
 def read_mask(path: Path, limits: ImageLimits) -> np.ndarray:
@@ -107,9 +127,15 @@ def read_grey(path: Path, limits: ImageLimits) -> tuple[np.ndarray, dict[str, st
     with _opened(path, limits) as image, _failures_explained(path, limits):
         texts = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):
+        if _is_deep(image):
             return _values_of_16_bit(image, path).astype(np.uint16), texts
-        return np.array(_as_rgb(image, path).convert("L")), texts
+        return np.array(_as_rgb(image, path, limits).convert("L")), texts
+
+
+def to_8_bit(values: np.ndarray, bits: int) -> np.ndarray:
+    """Grey values 0 … 2^bits − 1 (H, W) as 0 … 255 uint8, rounded; what is above becomes white."""
+    most = (1 << bits) - 1
+    return ((np.minimum(values, most).astype(np.int32) * 255 + most // 2) // most).astype(np.uint8)
 
 
 def resize_image(image: np.ndarray, size: int) -> np.ndarray:
@@ -137,9 +163,7 @@ def _opened(path: Path, limits: ImageLimits) -> Image.Image:
 def _decoded(source: Path | BytesIO, path: Path | str, limits: ImageLimits) -> Image.Image:
     """Open and decode `source`, which messages call `path`."""
     with _failures_explained(path, limits):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(source, formats=FORMATS)
+        image = _identified(source)
         _check_pixels(path, image.size, limits)
         image.filename = ""  # else Pillow maps raw grey TIFF pixels into memory, and loses how they are to be turned
         image.info["orientation"] = image.getexif().get(ORIENTATION, 1)  # which is gone once a TIFF file is loaded
@@ -147,10 +171,25 @@ def _decoded(source: Path | BytesIO, path: Path | str, limits: ImageLimits) -> I
         return image
 
 
-def _upright_rgb(image: Image.Image, path: Path | str) -> np.ndarray:
+def _identified(source: Path | BytesIO) -> ImageFile.ImageFile:
+    """What the header says; no pixel is decoded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(source, formats=FORMATS)
+
+
+def _upright_rgb(image: Image.Image, path: Path | str, limits: ImageLimits) -> np.ndarray:
     """(H, W, 3) uint8 RGB with the EXIF rotation applied; EXIF data may be damaged where the pixels are not."""
-    with _failures_explained(path, ImageLimits()):
-        return np.array(_as_rgb(ImageOps.exif_transpose(image), path), dtype=np.uint8)  # (H, W, 3)
+    with _failures_explained(path, limits):
+        return np.array(_as_rgb(ImageOps.exif_transpose(image), path, limits), dtype=np.uint8)  # (H, W, 3)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode.startswith("I")
+
+
+def _highest(image: Image.Image) -> int | None:
+    return int(np.array(image).max()) if _is_deep(image) else None
 
 
 def _frames_and_orientation(image: Image.Image) -> tuple[int, int]:
@@ -163,7 +202,7 @@ def _mask_values(image: Image.Image) -> np.ndarray:
     """(H, W) of which all above zero is marked: grey values, the brightest of the colour channels, or the opacity."""
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-    if image.mode in ("1", "L", "F") or image.mode.startswith("I"):
+    if image.mode in ("1", "L", "F") or _is_deep(image):
         return np.array(image)
     colours = np.array(image.convert("RGBA"))  # (H, W, 4)
     brightest, opacity = colours[..., :3].max(axis=2), colours[..., 3]  # (H, W)
@@ -209,12 +248,12 @@ def _check_pixels(path: Path | str, size: tuple[int, int], limits: ImageLimits) 
         )
 
 
-def _as_rgb(image: Image.Image, path: Path | str) -> Image.Image:
+def _as_rgb(image: Image.Image, path: Path | str, limits: ImageLimits) -> Image.Image:
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     match image.mode:
         case "I;16" | "I;16L" | "I;16B" | "I" | "I;16N":
-            return _from_16_bit(image, path).convert("RGB")
+            return Image.fromarray(to_8_bit(_values_of_16_bit(image, path), limits.bits)).convert("RGB")
         case "LA" | "RGBA" | "PA":
             rgba = image.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB")
@@ -224,12 +263,8 @@ def _as_rgb(image: Image.Image, path: Path | str) -> Image.Image:
             return image.convert("RGB")
 
 
-def _from_16_bit(image: Image.Image, path: Path | str) -> Image.Image:
-    return Image.fromarray(((_values_of_16_bit(image, path) + 128) // 257).astype(np.uint8))
-
-
 def _values_of_16_bit(image: Image.Image, path: Path | str) -> np.ndarray:
-    values = np.array(image).astype(np.int64)
+    values = np.array(image)
     if values.min() < 0 or values.max() > 65535:
         raise UserError(f"{path} holds pixel values outside 0…65535: convert it to 8 or 16 bit.")
     return values

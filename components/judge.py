@@ -60,7 +60,8 @@ class Judgement:
 
 def arrival_limits(params: Params) -> ImageLimits:
     """What one arriving file may be at most."""
-    return ImageLimits(params.limits.max_pixels, min(params.limits.max_bytes, params.ingest.max_bytes))
+    limits = params.limits.image_limits()
+    return replace(limits, max_bytes=min(limits.max_bytes, params.ingest.max_bytes))
 
 
 def check_entry(item: Item, params: Params) -> Verdict | None:

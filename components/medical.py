@@ -8,23 +8,22 @@ are used, and may be stored with bright air (MONOCHROME1).
 
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from components.depth import find_bits
 from components.errors import UserError
 from components.files import new_directory
-from components.images import EXTENSIONS, ImageLimits, read_grey
+from components.images import EXTENSIONS, ImageLimits, read_grey, to_8_bit
 from components.layout import is_hidden
 from components.names import check_category_names
 
 PLACES = {("norm", "train"): "train/good", ("norm", "test"): "test/good", ("anomaly", "test"): "test/abnormal"}
 PHOTOMETRIC = "PhotometricInterpretation"
-DEPTHS = (8, 10, 12, 14, 16)
 _LIST = re.compile(r"(norm|anomaly)_(.+)_(train|test)(?:_curated)?_list\.txt")
 
 
@@ -59,7 +58,7 @@ def import_lists(
         if (destination / group).exists():
             raise UserError(f"There is already a {destination / group}: remove it, or choose another destination.")
     for group, entries in groups.items():
-        depth = bits or bits_used((entry.path for entry in entries), limits)
+        depth = bits or find_bits((entry.path for entry in entries), limits)
         with new_directory(destination / group) as folder:
             for entry in entries:
                 write_entry(folder / entry.place, entry.path, limits, depth, entry.path in flipped)
@@ -132,16 +131,6 @@ def entries_of(files: Mapping[str, Path], known: Mapping[str, list[Path]]) -> li
     return [Entry(path, place) for path, place in places.items()]
 
 
-def bits_used(paths: Iterable[Path], limits: ImageLimits) -> int:
-    """The fewest bits, of 8, 10, 12, 14 and 16, that hold every pixel of the images."""
-    highest = 0
-    for path in paths:
-        values, _ = read_grey(path, limits)
-        if values.dtype != np.uint8:
-            highest = max(highest, int(values.max()))
-    return next(bits for bits in DEPTHS if highest < 1 << bits)
-
-
 def write_entry(folder: Path, path: Path, limits: ImageLimits, bits: int, flipped: bool) -> None:
     """Copy an image into `folder`, or write it there as an 8-bit PNG."""
     target = folder / path.name
@@ -159,14 +148,8 @@ def write_entry(folder: Path, path: Path, limits: ImageLimits, bits: int, flippe
     depth = 8 if values.dtype == np.uint8 else bits
     if values.max() >= 1 << depth:
         raise UserError(f"{path} has a pixel of {values.max()}, more than {depth} bits hold: give more bits.")
-    Image.fromarray(to_8_bit(values, depth, flipped)).save(target)
-
-
-def to_8_bit(values: NDArray[np.unsignedinteger], bits: int, flipped: bool) -> NDArray[np.uint8]:
-    """Grey values 0 … 2^bits − 1 (H, W) as 0 … 255, rounded; flipped: bright becomes dark (MONOCHROME1)."""
-    most = (1 << bits) - 1
-    scaled = (values.astype(np.int64) * 255 + most // 2) // most
-    return (255 - scaled if flipped else scaled).astype(np.uint8)
+    grey = to_8_bit(values, depth)
+    Image.fromarray(255 - grey if flipped else grey).save(target)
 
 
 def _counts(entries: list[Entry]) -> dict[str, int]:

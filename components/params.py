@@ -109,14 +109,18 @@ class DataParams(_Section):
 
 
 class LimitParams(_Section):
-    """What an image file may be at most; see `components.images.ImageLimits`."""
+    """What an image file may be at most; see `components.images.ImageLimits`.
+
+    bits: how many bits 16-bit grey files use, such as 12; "auto" finds it from the good images (`components.depth`).
+    """
 
     max_pixels: int = Field(100_000_000, gt=0, le=178_956_970)  # above, Pillow's own limit would be the lower one
     max_bytes: Bytes = 500_000_000
+    bits: Auto[Annotated[int, Field(ge=8, le=16)]] = None
 
     def image_limits(self) -> ImageLimits:
-        """The same limits as the reader of images takes them."""
-        return ImageLimits(self.max_pixels, self.max_bytes)
+        """The same limits as the reader of images takes them; 16 bits where these are to be found."""
+        return ImageLimits(self.max_pixels, self.max_bytes, self.bits or 16)
 
 
 class DemoParams(_Section):

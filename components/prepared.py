@@ -32,6 +32,7 @@ class Prepared:
         exam_kinds: names of the kinds of synthetic samples, K of them.
         exam_images: (K, M, S, S, 3) uint8: one sample of each kind from each source.
         exam_masks: (K, M, S, S) bool: what was changed.
+        bits: how deep grey images became 8 bits (`components.depth`).
     """
 
     category: str
@@ -44,6 +45,7 @@ class Prepared:
     exam_kinds: tuple[str, ...]
     exam_images: np.ndarray
     exam_masks: np.ndarray
+    bits: int = 16
 
     @property
     def fit_rows(self) -> np.ndarray:
@@ -74,6 +76,7 @@ def write_index(
     held_out: np.ndarray,
     exam_source: np.ndarray,
     exam_kinds: Sequence[str],
+    bits: int = 16,
 ) -> None:
     """Write `prepared.json` beside the arrays."""
     index = {
@@ -85,6 +88,7 @@ def write_index(
         ],
         "exam_source": exam_source.tolist(),
         "exam_kinds": list(exam_kinds),
+        "bits": bits,
     }
     write_json(folder / "prepared.json", index)
 
@@ -104,6 +108,7 @@ def load_prepared(folder: Path) -> Prepared:
         held_out=np.array([row["role"] == HELD_OUT for row in index["images"]]),
         exam_source=np.array(index["exam_source"], dtype=np.int64),
         exam_kinds=tuple(index["exam_kinds"]),
+        bits=index["bits"],
         **arrays,
     )
 

@@ -56,6 +56,7 @@ def screen(
     pictures: where image and anomaly map of each suspicious one are drawn (PNG), and of those `held` for other reasons.
     level: the share of good images that may be held, see `hold_limit`.
     """
+    limits = limits.at_depth(capsule.bits)
     found: list[Screened] = []
     limit, largest, count = hold_limit(capsule.calibration, level), max(capsule.calibration), len(capsule.calibration)
     for start in range(0, len(paths), BATCH):

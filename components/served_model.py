@@ -44,7 +44,7 @@ class FlawlinePyfunc(PythonModel):
         `anomaly_map`, a base64 PNG of 16-bit grey in which 0 stands for `map_low` and 65535 for `map_high`.
         Raises MlflowException, which a server answers with status 400, where an image cannot be used.
         """
-        images = decode_rows(model_input, self.capsule.detector.size)
+        images = decode_rows(model_input, self.capsule.detector.size, LIMITS.at_depth(self.capsule.bits))
         scores, maps = self.capsule.score(images)
         table = pd.DataFrame(
             {
@@ -57,7 +57,7 @@ class FlawlinePyfunc(PythonModel):
         return table.join(map_columns(maps)) if (params or {}).get("return_map") else table
 
 
-def decode_rows(table: pd.DataFrame, size: int) -> list[np.ndarray]:
+def decode_rows(table: pd.DataFrame, size: int, limits: ImageLimits = LIMITS) -> list[np.ndarray]:
     """The images of the column `image`, each (size, size, 3) uint8; MlflowException names the row that is unfit."""
     if COLUMN not in table:
         raise MlflowException.invalid_parameter_value(
@@ -66,7 +66,7 @@ def decode_rows(table: pd.DataFrame, size: int) -> list[np.ndarray]:
     if table.empty:
         raise MlflowException.invalid_parameter_value("The input holds no image: send at least one row.")
     # Resampled one by one, so that a batch of large images never lies decoded in memory.
-    return [resize_image(_decode(value, row), size) for row, value in enumerate(table[COLUMN])]
+    return [resize_image(_decode(value, row, limits), size) for row, value in enumerate(table[COLUMN])]
 
 
 def map_columns(maps: np.ndarray) -> pd.DataFrame:
@@ -79,10 +79,10 @@ def map_columns(maps: np.ndarray) -> pd.DataFrame:
     )
 
 
-def _decode(value: Any, row: int) -> np.ndarray:
+def _decode(value: Any, row: int, limits: ImageLimits) -> np.ndarray:
     name = f"The image in row {row}"
     try:
-        return decode_image(_file_bytes(value, name), name, LIMITS)
+        return decode_image(_file_bytes(value, name), name, limits)
     except UserError as error:
         raise MlflowException.invalid_parameter_value(str(error)) from error
 

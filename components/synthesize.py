@@ -46,7 +46,7 @@ def main(category: str, params: Params) -> None:
     held_out = choose_held_out(len(records), params.synthesis.held_out, params.seed)
     source = choose_exam(held_out, params.synthesis.exam_images, params.seed)
     with new_directory(places.prepared) as folder:
-        images = write_images(folder, records, params)
+        images = write_images(folder, records, params, report["bits"])
         nsa = write_nsa(folder, images, np.flatnonzero(~held_out), category, params)
         write_exam(folder, images, source, category, params, nsa)
         draw_sheet(folder, images, source)
@@ -59,6 +59,7 @@ def main(category: str, params: Params) -> None:
             held_out=held_out,
             exam_source=source,
             exam_kinds=list(EXAM_KINDS),
+            bits=report["bits"],
         )
 
 
@@ -85,9 +86,9 @@ def choose_exam(held_out: np.ndarray, limit: int, seed: int) -> np.ndarray:
     return np.sort(np.concatenate([unseen, seen]))
 
 
-def write_images(folder: Path, records: list[ImageRecord], params: Params) -> np.ndarray:
+def write_images(folder: Path, records: list[ImageRecord], params: Params, bits: int = 16) -> np.ndarray:
     """Write images.npy, uint8 (N, S, S, 3), one image in memory at a time; returns it, mapped."""
-    size, limits = params.image.side, params.limits.image_limits()
+    size, limits = params.image.side, params.limits.image_limits().at_depth(bits)
     images = new_array(folder / "images.npy", (len(records), size, size, 3), "uint8")
     for row, record in enumerate(records):
         images[row] = resize_image(read_image(record.path, limits), size)

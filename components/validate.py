@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from components.dataset import Category, list_category
+from components.depth import find_bits
 from components.errors import UserError, printable
 from components.files import new_directory, write_json, write_text
 from components.image_table import LARGE_MASK, data_digest, good_values, image_table
@@ -86,26 +87,31 @@ Suite = list[tuple[Rule, "Expectation"]]
 def main(category_name: str, params: Params) -> None:
     """Check one category, write artifacts/CATEGORY/validation/report.{json,html}; UserError where a rule is broken."""
     category = list_category(Path(params.data.root) / category_name)
-    table = image_table(category, params.limits.image_limits(), params.threads, params.validation.near_distance)
-    report = validation_report(category, table, params.validation)
+    limits = params.limits.image_limits()
+    limits = limits.at_depth(params.limits.bits or find_bits([one.path for one in category.train], limits))
+    table = image_table(category, limits, params.threads, params.validation.near_distance)
+    report = validation_report(category, table, params.validation, limits.bits)
     folder = Path("artifacts") / category_name / "validation"
     with new_directory(folder) as new:
         write_json(new / "report.json", report)
-        write_text(new / "report.html", render_page(report, table, category, params.limits.image_limits()))
+        write_text(new / "report.html", render_page(report, table, category, limits))
     if not report["passed"]:
         raise UserError(failure_sentence(report, folder / "report.html"))
 
 
-def validation_report(category: Category, table: pd.DataFrame, limits: ValidationParams) -> dict[str, Any]:
+def validation_report(
+    category: Category, table: pd.DataFrame, limits: ValidationParams, bits: int = 16
+) -> dict[str, Any]:
     """All that validation knows of a category, as a JSON-able dict which depends on the files' names and bytes alone.
 
-    Keys: category, passed (no error), errors and warnings (one sentence for each broken rule), images, counts (per
-    "split/kind"), left_out (per reason: count, names, the first 50 of the files that are not used), data_digest, ranges
-    (per measure: low, median, high), checks (per rule: rule, suite, severity, demand, remedy, success, checked,
-    failing, images: the first 50 offending, each with name, problem, other file).
+    Keys: category, passed (no error), errors and warnings (one sentence for each broken rule), images, bits (at which
+    deep grey images are read, see `components.depth`), counts (per "split/kind"), left_out (per reason: count, names,
+    the first 50 of the files that are not used), data_digest, ranges (per measure: low, median, high), checks (per
+    rule: rule, suite, severity, demand, remedy, success, checked, failing, images: the first 50 offending, each with
+    name, problem, other file).
     """
     ranges = good_ranges(table, limits.max_deviations)
-    checks = run_suite([*category_suite(table, limits), *evaluation_suite(table, limits)], table)
+    checks = run_suite([*category_suite(table, limits, bits), *evaluation_suite(table, limits)], table)
     unused = left_out(category.root, category.records)
     checks += use_checks(unused, len(table), sum(len(record.masks) for record in category.records))
     errors = [_said(check) for check in checks if not check["success"] and check["severity"] == "error"]
@@ -116,6 +122,7 @@ def validation_report(category: Category, table: pd.DataFrame, limits: Validatio
         "errors": errors,
         "warnings": warnings,
         "images": len(table),
+        "bits": bits,
         "counts": {printable(key): count for key, count in category.counts().items()},
         "left_out": {
             reason: {"count": len(names), "names": names[:LISTED]} for reason, names in reasons(unused).items()
@@ -186,9 +193,9 @@ def failure_sentence(report: dict[str, Any], page: Path) -> str:
     return f"Validation of {report['category']} failed: {'; '.join(errors[:3])}{more}: {remedy}. Details: {page}."
 
 
-def category_suite(table: pd.DataFrame, limits: ValidationParams) -> Suite:
+def category_suite(table: pd.DataFrame, limits: ValidationParams, bits: int = 16) -> Suite:
     """What is expected of a category's images: whole, enough, each there once, all taken alike."""
-    whole = [*readable_rules(limits), *fidelity_rules()]
+    whole = [*readable_rules(limits), *fidelity_rules(bits)]
     return [*whole, repetition_rule(), *uniformity_rules(table), *range_rules(table, limits)]
 
 
@@ -230,8 +237,8 @@ def readable_rules(limits: ValidationParams) -> Suite:
     ]
 
 
-def fidelity_rules() -> Suite:
-    """What is learned is what the camera saw: one image a file, in enough grey levels."""
+def fidelity_rules(bits: int) -> Suite:
+    """What is learned is what the camera saw: one image a file, in enough grey levels, none cut off."""
     from great_expectations import expectations as gxe
     from great_expectations.expectations.row_conditions import Column
 
@@ -252,12 +259,22 @@ def fidelity_rules() -> Suite:
                 "warning",
                 f"Every good image has at least {FEW_LEVELS} grey levels",
                 "{name} has {levels:.0f} grey levels of 256",
-                "check how the camera's bits were stored: grey images of 9 to 16 bits are read as image.bits says, "
-                "colour images need 8 bits a channel",
+                "check how the camera's bits were stored: grey files of 16 bits are read as limits.bits says, colour "
+                "files of 16 bits keep the upper 8 of each channel",
             ),
             gxe.ExpectColumnValuesToBeBetween(
                 column="levels", min_value=FEW_LEVELS, row_condition=Column("kind") == "good"
             ),
+        ),
+        (
+            Rule(
+                "within_bits",
+                "warning",
+                f"No grey value needs more than {bits} bits",
+                f"{{name}} has grey values up to {{highest:.0f}}; all above {(1 << bits) - 1} are read as white",
+                "check the camera's setting, or give the bits that it uses as limits.bits in params.yaml",
+            ),
+            gxe.ExpectColumnValuesToBeBetween(column="highest", max_value=(1 << bits) - 1),
         ),
     ]
 

@@ -22,6 +22,7 @@ from components.first_look import Look
 from components.image_facts import category_facts, remember
 from components.inbox import Entry, GoneError, Source, are_settled, open_source, settled
 from components.judge import Verdict, arrival_limits, check_entry, judge
+from components.known_depth import settle_bits
 from components.lookers import Lookers
 from components.outcome import count_words, image_name, settle, summarise
 from components.params import Params
@@ -100,7 +101,7 @@ def fetch(batch: Batch, params: Params) -> dict[str, Any]:
 
     gone: the numbers of those that changed since, which the next batch takes. looks: what was found, by number.
     """
-    inbox, limits = _inbox(batch), arrival_limits(params)
+    inbox, limits = _inbox(batch), arrival_limits(settle_bits(params, batch.category))
     wanted = [item for item in batch.items() if check_entry(item, params) is None]
     raw = batch.folder / "raw"
     shutil.rmtree(raw, ignore_errors=True)  # of a run that was killed: what is there may be there in part
@@ -124,6 +125,7 @@ def fetch(batch: Batch, params: Params) -> dict[str, Any]:
 
 def judge_files(batch: Batch, params: Params) -> dict[str, Any]:
     """Decide what becomes of each file."""
+    params = settle_bits(params, batch.category)
     looks = {int(number): Look(**fields) for number, fields in batch.result("fetched")["looks"].items()}
     condemned = [verdict for item in batch.items() if (verdict := check_entry(item, params))]
     looked_at = [item for item in batch.items() if item.number in looks]
@@ -184,6 +186,7 @@ def acknowledge(batch: Batch, params: Params) -> dict[str, Any]:
     them; commit, message, pushed; page: where the page about the batch is.
     """
     verdicts, claimed, judged = _verdicts(batch), batch.result("claim"), batch.result("judged")
+    limits = arrival_limits(settle_bits(params, batch.category))
     settle(batch, _inbox(batch), verdicts)
     summary = {
         "category": batch.category,
@@ -198,7 +201,7 @@ def acknowledge(batch: Batch, params: Params) -> dict[str, Any]:
         **batch.result("pushed"),
         "page": batch.page.as_posix(),
     }
-    write_text(batch.page, render_arrivals(batch, verdicts, summary, arrival_limits(params)))
+    write_text(batch.page, render_arrivals(batch, verdicts, summary, limits))
     return summary
 
 

@@ -11,6 +11,7 @@ from components.data_version import Difference
 from components.difference_sheet import draw_sheet, shown_objects
 from components.errors import UserError
 from components.integrity import Finding
+from components.known_depth import settle_bits
 from components.names import check_category_name, is_category_name
 from components.params import Params, load_params
 from flows import git
@@ -107,7 +108,8 @@ def diff_versions(
             if path:
                 pictures = shown_objects(difference, before, after)
                 title = f"{name}: {old} to {new}"
-                draw_sheet(pictures, lambda oid: _bytes(repo, oid), params.limits.image_limits(), path, title)
+                limits = settle_bits(params, name).limits.image_limits()
+                draw_sheet(pictures, lambda oid: _bytes(repo, oid), limits, path, title)
             found.append((name, difference, path))
     return found
 

@@ -37,8 +37,8 @@ def score_images(paths: Sequence[Path], category: str, version: str, maps: Path 
     params = load_params()
     use_threads(params.threads)
     limits = params.limits.image_limits()
-    images = [read_image(path, limits) for path in paths]
     capsule = load_capsule(registry.download_capsule(category, int(version) if version.isdigit() else version))
+    images = [read_image(path, limits.at_depth(capsule.bits)) for path in paths]
     scores, anomaly_maps = capsule.score(images)
     rows = []
     for row, (path, score) in enumerate(zip(paths, scores.tolist(), strict=True)):

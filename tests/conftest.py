@@ -66,7 +66,7 @@ def workspace(mlflow_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture(scope="session")
 def make_capsule() -> MakeCapsule:
-    """`make_capsule(folder, threshold=…, category=…)` writes a real capsule of a tiny random network."""
+    """`make_capsule(folder, threshold=…, category=…, bits=…)` writes a real capsule of a tiny random network."""
     import numpy as np
 
     from components.backbone import build_encoder
@@ -83,10 +83,15 @@ def make_capsule() -> MakeCapsule:
     calibration = np.sort(detector.score(good)[0])
 
     def make(
-        folder: Path, threshold: float = 5.0, category: str = "bottle", selection: Mapping[str, Any] | None = None
+        folder: Path,
+        threshold: float = 5.0,
+        category: str = "bottle",
+        selection: Mapping[str, Any] | None = None,
+        bits: int = 16,
     ) -> Path:
         provenance = {"data_digest": "d" * 64}
-        capsule = Capsule(category, "pretrained", detector, threshold, calibration, selection or {}, provenance)
+        made = (detector, threshold, calibration, selection or {}, provenance)
+        capsule = Capsule(category, "pretrained", *made, bits=bits)
         save_capsule(capsule, good[:2], folder)
         return folder
 

@@ -44,7 +44,7 @@ def make_category(root: Path) -> None:
         coarse.resize((80, 72), Image.Resampling.BICUBIC).save(folder / f"{number:02}.png")
     report = root / "artifacts" / "bolt" / "validation" / "report.json"
     report.parent.mkdir(parents=True)
-    report.write_text(json.dumps({"data_digest": "d" * 64, "counts": {"train/good": GOOD}}))
+    report.write_text(json.dumps({"data_digest": "d" * 64, "counts": {"train/good": GOOD}, "bits": 16}))
 
 
 @pytest.fixture(scope="module")

@@ -106,7 +106,7 @@ def test_report_has_the_promised_keys_and_types(root: Path) -> None:
     truncate(root / "train/good/003.png")
     report = json.loads(json.dumps(report_of(root), allow_nan=False))
     types = {"category": str, "passed": bool, "errors": list, "warnings": list, "images": int, "counts": dict}
-    types |= {"left_out": dict, "data_digest": str, "ranges": dict, "checks": list}
+    types |= {"bits": int, "left_out": dict, "data_digest": str, "ranges": dict, "checks": list}
     assert {key: type(value) for key, value in report.items()} == types
     for check in report["checks"]:
         keys = {"rule", "suite", "severity", "demand", "remedy", "success", "checked", "failing", "images"}
@@ -428,7 +428,7 @@ def test_stage_writes_both_reports_also_when_it_fails(
     folder = tmp_path / "artifacts/nut/validation"
     validate.main("nut", parse_params(params_of(root), "params"))
     assert json.loads((folder / "report.json").read_text())["passed"]
-    assert "Fit to learn from: all 34 rules are kept" in (folder / "report.html").read_text()
+    assert "Fit to learn from: all 35 rules are kept" in (folder / "report.html").read_text()
 
     truncate(root / "train/good/003.png")
     with pytest.raises(UserError, match="cannot be decoded"):
