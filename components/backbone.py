@@ -4,8 +4,8 @@ An encoder gives the outputs of its consecutive blocks, named `b0`, `b1`, … in
 calls them, and `head`: the pooled feature before the classifier. uint8 images in; normalisation is part of it.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -48,6 +48,8 @@ class EncoderSpec:
 class Encoder(nn.Module):
     """A backbone without its classifier, which gives its blocks' outputs and its pooled feature.
 
+    A call leaves nothing behind in it, so that many threads may use one at once.
+
     Attributes:
         spec: what it is.
         levels: the names it knows, shallow to deep, ending with "head".
@@ -65,9 +67,10 @@ class Encoder(nn.Module):
         self.body = _headless(spec.name)
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
-        self._wanted: dict[str, Tensor] = {}
-        self._last: str | None = None
-        self.levels = (*self._watch_blocks(), HEAD)
+        for block in _blocks(self.body):
+            if isinstance(getattr(block, "inplace", None), bool):
+                block.inplace = False  # type: ignore[assignment]  # else it would overwrite the level before it
+        self.levels = (*(f"b{depth}" for depth in range(len(_blocks(self.body)))), HEAD)
         self.strides, self.widths = self._measured()
         self.width = self.widths[HEAD]
         self.to(memory_format=torch.channels_last)
@@ -82,8 +85,25 @@ class Encoder(nn.Module):
         Stops after the deepest level asked for. Raises UserError for a level that the backbone does not have.
         """
         self._check_levels(levels)
-        with self._recording(levels) as found, suppress(_DeepestReachedError):
-            found[HEAD] = self(images)
+        return self._run(self.normalise(images), self.levels, levels)
+
+    def onward(self, feature: Tensor, level: str, levels: Sequence[str]) -> dict[str, Tensor]:
+        """What `features` gives of those `levels` that are not before `level`, from that level's feature (N, C, h, w).
+
+        Of `level` itself that is the very tensor `feature`. Raises UserError as `features` does.
+        """
+        self._check_levels((level, *levels))
+        rest = self.levels[self.levels.index(level) + 1 :]
+        found = {level: feature} | self._run(feature, rest, [name for name in levels if name in rest])
+        return {name: found[name] for name in levels if name in found}
+
+    def _run(self, x: Tensor, steps: Sequence[str], levels: Sequence[str]) -> dict[str, Tensor]:
+        """The outputs of those steps that are `levels`; x is what the first step takes."""
+        parts, found = _steps(self.body), {}
+        for level in steps[: max((steps.index(name) + 1 for name in levels), default=0)]:
+            for part in parts[level]:
+                x = part(x)
+            found[level] = x
         return {level: found[level] for level in levels}
 
     def freeze_first(self, count: int) -> None:
@@ -100,33 +120,6 @@ class Encoder(nn.Module):
         images = images.to(self.mean.device).contiguous(memory_format=torch.channels_last)
         return (images.to(torch.float32) - self.mean) / self.std
 
-    def _watch_blocks(self) -> list[str]:
-        names = []
-        for depth, block in enumerate(_blocks(self.body)):
-            names.append(f"b{depth}")
-            if isinstance(getattr(block, "inplace", None), bool):
-                block.inplace = False  # type: ignore[assignment]  # else it would overwrite the level before it
-            block.register_forward_hook(self._keeper(names[-1]))
-        return names
-
-    def _keeper(self, level: str) -> Any:
-        def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            if level in self._wanted:
-                self._wanted[level] = output
-                if level == self._last:
-                    raise _DeepestReachedError
-
-        return keep
-
-    @contextmanager
-    def _recording(self, levels: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-        self._wanted = dict.fromkeys(levels, torch.empty(0))
-        self._last = max(levels, key=self.levels.index)
-        try:
-            yield self._wanted
-        finally:
-            self._wanted, self._last = {}, None
-
     def _check_levels(self, levels: Sequence[str]) -> None:
         unknown = [level for level in levels if level not in self.levels]
         if unknown or not levels:
@@ -142,22 +135,31 @@ class Encoder(nn.Module):
         side = self.body.receptive_field if isinstance(self.body, PatchNet) else PROBE
         was_training = self.body.training
         self.body.eval()
-        try:
-            with torch.no_grad():
-                found = self.features(torch.zeros(1, 3, side, side, dtype=torch.uint8), self.levels)
-        except AssertionError as error:  # timm's transformers take one size only
-            raise UserError(f"{self.spec.name} does not take any size: choose a convolutional backbone.") from error
-        if any(found[level].ndim != 4 for level in self.levels[:-1]):
-            raise UserError(f"The blocks of {self.spec.name} give no maps: choose a convolutional backbone.")
+        with torch.no_grad():
+            found = self._probed(torch.zeros(1, 3, side, side, dtype=torch.uint8))
         self.body.train(was_training)
         widths = {level: found[level].shape[1] for level in self.levels}
         if isinstance(self.body, PatchNet):  # its maps do not cover the image, so their sides say nothing
             return dict(zip(self.levels, self.body.strides, strict=False)), widths
         return {level: side // found[level].shape[-1] for level in self.levels[:-1]}, widths
 
-
-class _DeepestReachedError(Exception):
-    """Ends a forward pass after the deepest level that was asked for."""
+    def _probed(self, image: Tensor) -> dict[str, Tensor]:
+        """The features of all levels; UserError where the body does something else than its parts in a row."""
+        try:
+            whole = self(image)
+        except AssertionError as error:  # timm's transformers take one size only
+            raise UserError(f"{self.spec.name} does not take any size: choose a convolutional backbone.") from error
+        refusal = UserError(f"{self.spec.name} is not a row of convolutional blocks: choose another backbone.")
+        try:
+            found = self.features(image, self.levels)
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise refusal from error
+        head = found[HEAD]
+        if any(found[level].ndim != 4 for level in self.levels[:-1]) or head.shape != whole.shape:
+            raise refusal
+        if not torch.allclose(head, whole, equal_nan=True):
+            raise refusal
+        return found
 
 
 def build_encoder(params: BackboneParams, seed: int) -> Encoder:
@@ -245,6 +247,10 @@ def _torchvision_body(name: str) -> nn.Module:
     if name not in models.list_models(module=models):
         raise UserError(f"torchvision knows no backbone {name!r}: correct backbone.name in params.yaml.")
     body = models.get_model(name, weights=None)
+    if isinstance(body, models.MobileNetV2 | models.DenseNet):  # whose code does what is no part of them
+        relu = [nn.ReLU()] if isinstance(body, models.DenseNet) else []
+        pooling = nn.Sequential(*relu, nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
+        return nn.Sequential(OrderedDict(features=body.features, pooling=pooling))
     for attribute in ("fc", "classifier"):
         if hasattr(body, attribute):
             setattr(body, attribute, nn.Flatten(1))
@@ -260,6 +266,17 @@ def _blocks(body: nn.Module) -> list[nn.Module]:
     if not layers:
         raise UserError(f"{type(body).__name__} has no consecutive blocks: choose a convolutional backbone.")
     return layers
+
+
+def _steps(body: nn.Module) -> dict[str, list[nn.Module]]:
+    """The parts of a backbone in the order in which they run, by the level that they end with."""
+    blocks = _blocks(body)
+    parts = list(body.children())
+    around = [i for i, part in enumerate(parts) if part in blocks or list(part.children()) == blocks]
+    first, last = around[0], around[-1]
+    steps = {f"b{depth}": [block] for depth, block in enumerate(blocks)}
+    steps["b0"] = [*parts[:first], blocks[0]]
+    return steps | {HEAD: parts[last + 1 :]}
 
 
 def _load_packaged(encoder: Encoder) -> None:

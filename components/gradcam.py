@@ -5,12 +5,11 @@ Source: Selvaraju et al., "Grad-CAM: visual explanations from deep networks via 
 a logit of the projection head, or the distance of a pooled feature from its density.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from components.backbone import Encoder
 from components.density import GaussianScorer, Scorer
@@ -32,29 +31,16 @@ def gradcam(
     the gradient of the value with respect to A_k. rectified: with the ReLU of eq. 2, so that only what raises the
     value is shown.
     """
-    with _leaf_at(encoder, block) as leaves:
-        values = target(encoder.features(images, levels))
-    (gradient,) = torch.autograd.grad(values.sum(), leaves[0])  # (N, C, h, w)
+    depth = encoder.levels.index(block)
+    before = encoder.features(images, (block, *(level for level in levels if encoder.levels.index(level) < depth)))
+    leaf = before[block].detach().requires_grad_()  # A: (N, C, h, w); what comes before needs no gradient
+    with torch.enable_grad():
+        onward = encoder.onward(leaf.clone(), block, levels)  # a copy, which the next layer may overwrite
+        values = target({**before, **onward})
+        (gradient,) = torch.autograd.grad(values.sum(), leaf)  # (N, C, h, w)
     weights = gradient.mean(dim=(2, 3), keepdim=True)  # α: (N, C, 1, 1)
-    maps = (weights * leaves[0].detach()).sum(dim=1)  # (N, h, w)
+    maps = (weights * leaf.detach()).sum(dim=1)  # (N, h, w)
     return (maps.relu() if rectified else maps).float().numpy(force=True)
-
-
-@contextmanager
-def _leaf_at(encoder: Encoder, block: str) -> Iterator[list[Tensor]]:
-    """Within it, what the encoder computes after `block` can be derived by that block's output, which is appended."""
-    leaves: list[Tensor] = []
-
-    def take_root(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        torch.set_grad_enabled(True)  # until the caller's no_grad ends: what comes before needs no gradient
-        leaves.append(output.detach().requires_grad_())
-        return leaves[0].clone()  # which the next layer may overwrite
-
-    handle = encoder.blocks[block].register_forward_hook(take_root, prepend=True)
-    try:
-        yield leaves
-    finally:
-        handle.remove()
 
 
 def distance(scorer: Scorer, x: Tensor) -> Tensor:

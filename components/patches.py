@@ -50,6 +50,7 @@ class PatchNet(nn.Module):
         body += [nn.AvgPool2d(1 + 2 * (steps - blocks), stride=1)] if steps > blocks else []
         last = nn.Sequential(nn.Conv2d(widths[-1], width, 1, bias=False), nn.BatchNorm2d(width))
         self.blocks = nn.Sequential(*stem, *body, last)
+        self.pooling = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
         self.strides = (*(2 ** (depth + 1) for depth in range(halvings)), *(stride,) * (len(body) + 1))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -57,7 +58,7 @@ class PatchNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The mean over all places (N, width) of normalised images (N, 3, H, W)."""
-        return self.blocks(images).mean(dim=(2, 3))
+        return self.pooling(self.blocks(images))
 
     def grid(self, size: int) -> int:
         """Cells per side of an image of `size` pixels; UserError where not even one fits."""
