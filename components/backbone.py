@@ -322,6 +322,21 @@ def _load_local(encoder: Encoder, path: Path) -> None:
             f"{missing[0]}): correct backbone.name or backbone.weights in params.yaml."
         )
     encoder.body.load_state_dict({name: weights[name] for name in wanted})
+    if fault := _fault_of(encoder):
+        raise UserError(f"The weights at {path} are of no use: {fault}; replace the file.")
+
+
+def _fault_of(encoder: Encoder) -> str:
+    """What makes weights useless whatever the images are: a value that is not finite, or features that never change."""
+    broken = [name for name, value in encoder.body.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        return f"{len(broken)} tensors hold values that are not finite, the first {broken[0]}"
+    noise = torch.randint(0, 256, (2, 3, PROBE, PROBE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        first, second = encoder.eval()(noise)
+    if not torch.isfinite(torch.stack([first, second])).all():
+        return "they give features that are not finite"
+    return "they give all images the same features" if torch.equal(first, second) else ""
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from components import metrics
+from components.errors import printable
 from components.files import write_bytes
 
 BLUE, VERMILION, GREEN, INK, MUTED, FAINT = "#0072B2", "#D55E00", "#009E73", "#1F2430", "#6B7280", "#E5E7EB"
@@ -328,7 +329,9 @@ def score_histogram(
         ax.set(xscale="log" if log_scale else "linear", xlim=(bins[0], bins[-1]), yticks=[])
         ax.minorticks_off()
         ax.spines["left"].set_visible(False)
-        ax.text(-0.012, 0.25, kind, transform=ax.transAxes, ha="right", va="center", color=INK, fontsize=9)
+        label = ax.text(-0.012, 0.25, "", transform=ax.transAxes, ha="right", va="center", color=INK, fontsize=9)
+        label.set_parse_math(False)  # $ is a sign like any other
+        label.set_text(printable(kind))
         count = f"{len(scores)}"
         if threshold is not None:
             ax.axvline(threshold, color=INK, linewidth=1.2, linestyle=(0, (4, 2)))

@@ -4,6 +4,8 @@ A preset is a file in `components/presets/` with only the values in which it dif
 writes them into `params.yaml`, which stays the single place that says what is computed.
 """
 
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import date
 from itertools import pairwise
@@ -60,10 +62,34 @@ def _checked(check: Callable[[Any], None]) -> AfterValidator:
     return AfterValidator(validate)
 
 
+def check_printable(text: str) -> None:
+    """Raise UserError for a text with characters that do not print, such as a line's end."""
+    if not text.isprintable():
+        raise UserError(f"{text!r} holds characters that do not print")
+
+
+def check_inbox(source: str) -> None:
+    """Raise UserError for an address that no images arrive at; whether there is anything is seen later."""
+    if "://" in source and not re.fullmatch(r"s3://[^/]+/.*[^/].*", source):
+        raise UserError(f"{source} is no inbox: give a folder or s3://BUCKET/PREFIX")
+
+
+def check_once(values: Sequence[str]) -> None:
+    """Raise UserError for a value that is there twice."""
+    twice = [value for value, count in Counter(values).items() if count > 1]
+    if twice:
+        raise UserError(f"{twice[0]} is there twice")
+
+
 _List = Field(strict=False)  # YAML's lists become tuples; what is in them is as strict as all else
-Range = Annotated[tuple[float, float], _List]
+Range = Annotated[tuple[_Value, _Value], _List]
+Share = Annotated[float, Field(le=1)]
+HalfSide = Annotated[float, Field(le=0.5)]  # of an image
+Factor = Annotated[float, Field(le=100)]
+Pixels = Annotated[float, Field(le=256)]  # of 256
 Category = Annotated[str, _checked(check_category_name)]
 Categories = Annotated[tuple[Category, ...], _List, _checked(check_category_names)]
+Line = Annotated[str, Field(min_length=1, max_length=1000), _checked(check_printable)]
 Steps = Annotated[int, Field(ge=0, le=MOST_STEPS)]
 Interval = Annotated[int, Field(ge=1, le=MOST_STEPS)]  # of steps
 Rate = Annotated[float, Field(gt=0, le=10)]
@@ -160,12 +186,12 @@ class ValidationParams(_Section):
 class SynthesisParams(_Section):
     """CutPaste in the paper's terms (section 3, appendix A); pixel lengths are at 256 px and scale with the image."""
 
-    area: Range = (0.02, 0.15)
-    aspect: Range = (0.3, 3.3)
+    area: Range[Share] = (0.02, 0.15)
+    aspect: Range[Factor] = (0.3, 3.3)
     jitter: float = Field(0.1, ge=0, le=0.5)
     rotation: float = Field(0.0, ge=0, le=180)
-    scar_width: Range = (2, 16)
-    scar_length: Range = (10, 25)
+    scar_width: Range[Pixels] = (2, 16)
+    scar_length: Range[Pixels] = (10, 25)
     scar_rotation: float = Field(45.0, ge=0, le=180)
     image_jitter: float = Field(0.1, ge=0, le=0.5)
     translation: float = Field(0.03, ge=0, le=0.5)
@@ -205,9 +231,9 @@ class NsaSection(_Section):
     mask: Literal["auto", "background", "none"] = "auto"
     background: Auto[Annotated[float, Field(ge=0, le=255)]] = None
     tolerance: Auto[Annotated[float, Field(gt=0, le=255)]] = None
-    height: Auto[Range] = None
-    width: Auto[Range] = None
-    resize: Auto[Range] = None
+    height: Auto[Range[HalfSide]] = None
+    width: Auto[Range[HalfSide]] = None
+    resize: Auto[Range[Annotated[float, Field(le=10)]]] = None
     max_patches: Auto[Annotated[int, Field(ge=1, le=16)]] = None
     gradients: Literal["auto", "source", "mixed", "mixed-opencv"] = "auto"
     min_object: Auto[Annotated[float, Field(ge=0, lt=1)]] = None
@@ -239,8 +265,8 @@ class BackboneParams(_Section):
     "none" (random), or the path of a .safetensors or .pth file.
     """
 
-    name: str = "tf_efficientnet_lite0"
-    weights: str = "packaged"
+    name: Line = "tf_efficientnet_lite0"
+    weights: Line = "packaged"
 
 
 class TrainingParams(_Section):
@@ -419,7 +445,7 @@ class FitParams(_Section):
     best: int = Field(1, ge=1, le=100)
     margin: float = Field(0.0, ge=0, lt=1)
     refit: bool = True
-    levels: Annotated[tuple[Level, ...], _List] = ()
+    levels: Annotated[tuple[Level, ...], _List, _checked(check_once)] = ()
     layout: Literal["auto", "image", "shared", "location", "pooled"] = "auto"
     density: Literal["auto", "gaussian", "kernel"] = "auto"
     covariance: Literal["auto", "ledoit-wolf", "oas", "empirical", "ridge", "low-rank"] = "auto"
@@ -482,7 +508,7 @@ class IngestParams(_Section):
     know, or has had some for so many hours.
     """
 
-    source: str = "arriving/inbox"
+    source: Annotated[Line, _checked(check_inbox)] = "arriving/inbox"
     settle_seconds: float = Field(5.0, ge=0, le=86_400)
     max_files: int = Field(10_000, ge=1, le=MOST_IMAGES)
     max_bytes: Bytes = 100_000_000
@@ -516,7 +542,7 @@ class GateParams(_Section):
 class ArchiveParams(_Section):
     """A published archive: its address, and the SHA-256 of its content in hex."""
 
-    url: str
+    url: Annotated[Line, Field(pattern=r"^https?://\S+$")]
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import UserError
+from components.yaml_text import read_yaml
 from flows.git import BusyError
 
 
@@ -48,7 +49,22 @@ def writing(repo: Any, folder: Path) -> Iterator[None]:
 
 
 def innermost(error: BaseException) -> str:
-    """What the first cause of an error says, in one line."""
-    while error.__cause__ is not None:
+    """What the first cause of an error says, in one line; of a file that DVC cannot read, its name and the line too."""
+    from dvc.utils.serialize import ParseError
+
+    place = ""
+    while True:
+        if isinstance(error, ParseError):
+            place = _damage(Path(error.path)) or place
+        if error.__cause__ is None:
+            return place or " ".join(str(error).split())
         error = error.__cause__
-    return " ".join(str(error).split())
+
+
+def _damage(path: Path) -> str:
+    """Why a file of DVC's (dvc.lock, dvc.yaml, a .dvc file) cannot be read; empty where it can."""
+    try:
+        read_yaml(path)
+    except UserError as error:
+        return str(error).rstrip(".")
+    return ""

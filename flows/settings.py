@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml as yaml_1_1
-from ruamel.yaml import YAML, YAMLError
-from ruamel.yaml.scalarstring import SingleQuotedScalarString
+from ruamel.yaml import YAML, RoundTripRepresenter, ScalarNode
 
 from components.errors import UserError
 from components.files import write_text
@@ -28,8 +27,7 @@ def edit_params(
     A preset replaces all that says how to compute, and leaves where the data is, the seed and the machine's threads.
     The file is written only if something changed. Raises UserError for what is unknown, impossible or malformed.
     """
-    yaml = YAML()
-    yaml.width = 120
+    yaml = _editor()
     load_params(PARAMS)
     before = read_utf8(PARAMS)
     content = parse_yaml(before, str(PARAMS), yaml)
@@ -45,6 +43,26 @@ def edit_params(
     return params
 
 
+class _Representer(RoundTripRepresenter):
+    """Writes every text in quotes that a reader of YAML 1.1 (PyYAML) would take for something else, such as off."""
+
+    def represent_str(self, data: Any) -> ScalarNode:
+        resolver = yaml_1_1.resolver.Resolver()
+        is_text = resolver.resolve(yaml_1_1.ScalarNode, data, (True, False)) == TEXT_TAG
+        return self.represent_scalar(TEXT_TAG, data, None if is_text else "'")
+
+
+_Representer.add_representer(str, _Representer.represent_str)
+
+
+def _editor() -> YAML:
+    """A reader and writer that keeps comments, order and quotes."""
+    yaml = YAML()
+    yaml.width, yaml.preserve_quotes = 120, True
+    yaml.Representer = _Representer
+    return yaml
+
+
 def _apply_preset(content: Any, preset: Mapping[str, Any]) -> None:
     """Set every key of every section that presets govern, to the preset's value or else to the default."""
     defaults = Params(data=data_params("data", ["any"])).model_dump(mode="json")
@@ -53,20 +71,17 @@ def _apply_preset(content: Any, preset: Mapping[str, Any]) -> None:
             continue
         chosen = preset.get(section, {} if isinstance(default, dict) else default)
         if not isinstance(default, dict):
-            content[section] = quoted(chosen)
+            content[section] = chosen
             continue
         for key in {**default, **chosen}:
-            content.setdefault(section, {})[key] = quoted(chosen.get(key, default.get(key)))
+            content.setdefault(section, {})[key] = chosen.get(key, default.get(key))
 
 
 def _parse_setting(setting: str) -> tuple[str, Any]:
     key, equals, text = setting.partition("=")
     if not equals or not key:
         raise UserError(f"--set takes SECTION.KEY=VALUE, such as training.steps=100, not {setting!r}.")
-    try:
-        return key, YAML(typ="safe").load(text)
-    except YAMLError as error:
-        raise UserError(f"The value in --set {setting!r} is not valid YAML: quote or correct it.") from error
+    return key, parse_yaml(text, f"The value in --set {setting!r}")
 
 
 def _set_dotted(content: Any, key: str, value: Any) -> None:
@@ -75,19 +90,5 @@ def _set_dotted(content: Any, key: str, value: Any) -> None:
         content = content.setdefault(section, {})
         if not hasattr(content, "setdefault"):
             raise UserError(f"'{section}' in '{key}' is no section of params.yaml: check the name.")
-    if name not in content or content[name] != value or type(content[name]) is not type(value):
-        content[name] = quoted(value)
-
-
-def quoted(value: Any) -> Any:
-    """The value, with each text in quotes that a reader of YAML 1.1 would take for something else, such as off."""
-    match value:
-        case str():
-            tag = yaml_1_1.resolver.Resolver().resolve(yaml_1_1.ScalarNode, value, (True, False))
-            return value if tag == TEXT_TAG else SingleQuotedScalarString(value)
-        case Mapping():
-            return {quoted(key): quoted(one) for key, one in value.items()}
-        case Sequence():
-            return [quoted(one) for one in value]
-        case _:
-            return value
+    if name not in content or content[name] != value or isinstance(content[name], bool) is not isinstance(value, bool):
+        content[name] = value

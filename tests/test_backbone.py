@@ -1,5 +1,6 @@
 """The encoder gives what its backbone gives, block by block, from the weights that were asked for."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -200,3 +201,24 @@ def test_a_whole_pickled_model_is_never_loaded(tmp_path: Path) -> None:
     assert "cannot be read" in refusal(TINY, str(path))
     torch.save([torch.zeros(1)], path)
     assert "no state dict" in refusal(TINY, str(path))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda weights: {name: torch.zeros_like(value) for name, value in weights.items()}, "the same features"),
+        (
+            lambda weights: weights | {"conv_stem.weight": torch.zeros_like(weights["conv_stem.weight"])},
+            "the same feat",
+        ),
+        (lambda weights: weights | {"conv_stem.weight": weights["conv_stem.weight"] * math.nan}, "conv_stem.weight"),
+        (lambda weights: weights | {"bn1.running_var": weights["bn1.running_var"] + math.inf}, "bn1.running_var"),
+    ],
+    ids=["all zero", "first layer zero", "not a number", "infinite"],
+)
+def test_weights_that_see_nothing_are_refused(spoil: Any, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file(spoil({name: value.contiguous() for name, value in built().body.state_dict().items()}), path)
+    sentence = refusal(TINY, str(path))
+    assert f"The weights at {path} are of no use" in sentence
+    assert said in sentence

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,14 +14,16 @@ from hypothesis import strategies as st
 from components import registry
 from components.data_version import good_images
 from components.dataset import find_categories, list_category
-from components.errors import UserError
+from components.errors import UserError, printable
+from components.figures import contact_sheet, score_histogram
 from components.names import check_category_name, check_category_names, check_data_root
 from components.params import data_params, parse_params
 from components.tracking import connect
 from flows.history import list_versions
 from flows.pending import find_pending
 from flows.settings import edit_params
-from flows.stages import target_of
+from flows.stages import StageFailedError, reproduce, target_of
+from flows.tables import print_table
 from flows.transfer import pull
 from flows.versions import commit_images
 from tests.project import Project, is_one_sentence, new_images, write_category
@@ -248,3 +251,45 @@ def test_a_fit_name_is_a_targets_and_nothing_is_pending_for_another(git_project:
     assert target_of("fit", "007") == "fit@007"
     said_by(lambda: find_pending(["$(x)"]))
     said_by(lambda: pull("a b"))
+
+
+@pytest.mark.parametrize("name", ["[/].png", "[red]x[/red]", "a\x1b[31mb", "a\nb", "\udcff", "[link=http://x]y[/link]"])
+def test_a_table_shows_a_name_as_it_is(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    print_table([{"image": name, "score": 1.5}], {"image": "image", "score": name})
+    lines = capfd.readouterr().out.splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert sum(printable(name) in line for line in lines) == 2
+
+
+@pytest.mark.parametrize("kind", [r"$\frac$", "a$b$c", "\udcff", "a\nb", "[/]"])
+def test_a_kind_of_defect_is_drawn_whatever_its_folder_is_called(kind: str, tmp_path: Path) -> None:
+    score_histogram([1.0, 2.0], {kind: [3.0]}, 2.5, tmp_path / "scores.png")
+    contact_sheet([np.zeros((32, 32, 3), np.uint8)], [kind], tmp_path / "sheet.png", title=kind)
+    assert len(list(tmp_path.glob("*.png"))) == 2
+
+
+CONFLICT = "<<<<<<< HEAD\nschema: '2.0'\n=======\nschema: '3.0'\n>>>>>>> other\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (CONFLICT, "dvc.lock holds git's marks of a merge conflict (line 1): settle it"),
+        ("a: 1\na: 2\n", 'dvc.lock is not valid YAML (line 2, column 1: found duplicate key "a"'),
+        ("a: [\n", "dvc.lock is not valid YAML"),
+    ],
+)
+def test_a_file_of_dvc_that_cannot_be_read_is_named(content: str, said: str, git_project: Project) -> None:
+    (git_project.folder / "dvc.lock").write_text(content)
+    with pytest.raises(StageFailedError) as caught:
+        reproduce("validate@widget")
+    assert said in str(caught.value)
+    assert said in said_by(find_pending)
+
+
+def test_a_version_with_a_merge_conflict_is_named(git_project: Project) -> None:
+    edit_params(values={"data.root": "data/line"})
+    commit_images("bolt", good_images(new_images(git_project.folder / "new", 3)))
+    Path("data/line/bolt.dvc").write_text(CONFLICT)
+    said = said_by(lambda: commit_images("bolt", good_images(new_images(git_project.folder / "more", 3, 9))))
+    assert "data/line/bolt.dvc holds git's marks of a merge conflict (line 1)" in said

@@ -1,11 +1,14 @@
 """params.yaml is parsed once, and whatever is unknown, impossible or missing in it is named in one sentence."""
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from pydantic import ValidationError
+from ruamel.yaml import YAML
 
 from components.errors import UserError
 from components.params import Params, load_params, parse_params, preset_names, read_preset
@@ -175,3 +178,134 @@ def test_an_unknown_preset_is_refused_with_the_known_ones(name: str) -> None:
 
 def test_the_projects_own_file_is_possible() -> None:
     assert load_params(PROJECT / "params.yaml").data.categories
+
+
+def numbers(schema: dict[str, Any], node: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any, Any]]:
+    """(path, node, a function that builds the smallest content with a value there) of every number of the file."""
+    if "$ref" in node:
+        node = schema["$defs"][node["$ref"].rpartition("/")[2]]
+    if node.get("type") in ("integer", "number"):
+        yield ".".join(path), node, None
+    for name, child in node.get("properties", {}).items():
+        yield from numbers(schema, child, (*path, name))
+    for child in node.get("anyOf", ()):
+        yield from numbers(schema, child, path)
+    if node.get("type") == "array":
+        for child in node.get("prefixItems", [node["items"]] if "items" in node else []):
+            yield from numbers(schema, child, (*path, "[]"))
+    if isinstance(node.get("additionalProperties"), dict):
+        yield from numbers(schema, node["additionalProperties"], (*path, "{}"))
+
+
+SCHEMA = Params.model_json_schema()
+NUMBERS = {path: node for path, node, _ in numbers(SCHEMA, SCHEMA)}
+PAIRS = {path for path in NUMBERS if path.startswith(("synthesis.", "nsa.")) and path.endswith("[]")}  # low and high
+
+
+def with_value(path: str, value: Any) -> dict[str, Any]:
+    """The smallest content that has a value at a path such as "training.projection.[]"."""
+    for part in reversed(path.split(".")):
+        value = [value, value] if part == "[]" and path in PAIRS else [value] if part == "[]" else value
+        value = value if part == "[]" else {"lamp" if part == "{}" else part: value}
+    return {"data": DATA} | value
+
+
+def refused(path: str, value: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        parse_params(with_value(path, value), "my.yaml")
+    return str(caught.value)
+
+
+def test_every_number_of_the_file_is_found() -> None:
+    assert len(NUMBERS) > 80
+    assert {"seed", "threads", "training.projection.[]", "network.epochs_of.{}", "nsa.k", "fetch.limits.max_ratio"} <= (
+        NUMBERS.keys()
+    )
+
+
+@pytest.mark.parametrize("path", NUMBERS)
+def test_no_number_is_a_truth_value_a_text_infinite_or_without_bounds(path: str) -> None:
+    """What is refused names its key; the bounds are those that the schema tells, and they hold to the last digit."""
+    node, key = NUMBERS[path], path.split(".[]")[0].split(".{}")[0]
+    whole = node["type"] == "integer"
+    for value in (True, False, "3", "many", math.inf, -math.inf, math.nan, [1], 10**20, -(10**20)):
+        assert f"'{key}" in refused(path, value) or (path in PAIRS and value == -(10**20))
+    assert not whole or "integer" in refused(path, 2.5)
+    for bound, step in (("minimum", -1), ("maximum", 1), ("exclusiveMinimum", 0), ("exclusiveMaximum", 0)):
+        if bound in node:
+            beyond = node[bound] + step if whole or step == 0 else math.nextafter(node[bound], step * math.inf)
+            assert f"'{key}" in refused(path, beyond)
+    assert {"minimum", "exclusiveMinimum"} & node.keys() or path in PAIRS  # of these the order is checked, and above 0
+    assert {"maximum", "exclusiveMaximum"} & node.keys()
+
+
+def sentence_for(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load_params(path)
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+GOOD = "seed: 1\ndata:\n  root: data\n  categories: [bolt]\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (GOOD.encode("utf-16"), "is UTF-16, and not UTF-8 (byte 0xff in line 1): save it as UTF-8"),
+        (GOOD.encode() + "# für\n".encode("latin-1"), "is not UTF-8 (byte 0xfc in line 5): save it as UTF-8"),
+        (GOOD.encode() + b"seed: 2\n", 'line 5, column 1: found duplicate key "seed"'),
+        (GOOD.encode() + b"fit: {best: 1, best: 2}\n", 'line 5, column 16: found duplicate key "best"'),
+        (GOOD.encode() + b"fit:\n\tbest: 1\n", "line 6, column 1: found character"),
+        (b"", "must hold a mapping"),
+        (b"# nothing\n", "must hold a mapping"),
+        (b"<<<<<<< HEAD\n" + GOOD.encode() + b"=======\nseed: 2\n>>>>>>> b\n", "merge conflict (line 1): settle it"),
+        (GOOD.encode() + b"fit: 2024-13-45\n", "is not valid YAML"),
+        (GOOD.encode() + b"---\nseed: 2\n", "line 5, column 1"),
+        (GOOD.encode() + b"fit: !!python/object/apply:os.system [id]\n", "line 5, column 6"),
+        (GOOD.encode() + b"fit: \x00\n", "is not valid YAML"),
+        (GOOD.encode() + b"fit: *nothing\n", "line 5, column 6: found undefined alias"),
+        (b"data: &a [*a]\n", "'data' is impossible"),
+        (b"a: " + b"[" * 5000, "is not valid YAML"),
+        (GOOD.replace("[bolt]", "[007]").encode(), "'data.categories.0' is impossible (without quotes 7 is no text"),
+        (GOOD.replace("[bolt]", "[2024-01-01]").encode(), "put it in quotes"),
+        (GOOD.replace("[bolt]", "[true]").encode(), "put it in quotes"),
+        (GOOD.replace("[bolt]", "[null]").encode(), "'data.categories.0' is impossible"),
+        (GOOD.replace("[bolt]", "bolt").encode(), "'data.categories' is impossible"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_with_the_place(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    sentence = sentence_for(path)
+    assert str(path) in sentence
+    assert said in sentence
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_mark_at_the_beginning_and_windows_line_ends_do_no_harm(tmp_path: Path, mark: bytes, end: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(mark + GOOD.replace("\n", end).encode())
+    assert (load_params(path).seed, load_params(path).data.categories) == (1, ("bolt",))
+
+
+@pytest.mark.parametrize("name", ["off", "on", "yes", "NO", "y", "null", "true", "1e3", "0x1", "007", "1_000", "bolt"])
+@pytest.mark.parametrize("quote", ["", "'", '"'])
+def test_params_are_read_as_dvc_reads_them(tmp_path: Path, name: str, quote: str) -> None:
+    """What is a text to DVC is one here, and the same; what is none there is refused here."""
+    from dvc.utils.serialize import load_yaml
+
+    path = tmp_path / "params.yaml"
+    path.write_text(GOOD.replace("bolt", f"{quote}{name}{quote}"))
+    (dvcs,) = load_yaml(str(path))["data"]["categories"]
+    if isinstance(dvcs, str):
+        assert load_params(path).data.categories == (dvcs,) == (name,)
+    else:
+        assert "data.categories.0" in sentence_for(path)
+
+
+def test_the_preset_files_mean_the_same_in_old_and_new_yaml() -> None:
+    for name in preset_names():
+        text = (PROJECT / "components" / "presets" / f"{name}.yaml").read_text()
+        assert yaml.safe_load(text) == YAML(typ="safe").load(text)

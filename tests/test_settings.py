@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
+from dvc.utils.serialize import load_yaml
 
 from components.errors import UserError
 from components.params import Params, load_params, parse_params, preset_names, read_preset
@@ -126,6 +128,54 @@ def test_settings_win_over_the_preset(path: Path) -> None:
         ("training.projection=[1", "training.projection"),
         ("data.root={", "data.root"),
         (".=1", "."),
+        ("threads=true", "threads"),
+        ("threads=10000", "threads"),
+        ("threads=2.5", "threads"),
+        ("seed=100000000000000000000", "seed"),
+        ("seed=false", "seed"),
+        ("seed=null", "seed"),
+        ("training.rate=inf", "training.rate"),
+        ("training.rate=.inf", "training.rate"),
+        ("training.rate=.nan", "training.rate"),
+        ("training.rate='0.1'", "training.rate"),
+        ("training.projection=[0]", "training.projection"),
+        ("training.projection=[true]", "training.projection"),
+        ("training.projection=512", "training.projection"),
+        ("training.freeze_batch_norm=1", "training.freeze_batch_norm"),
+        ("training.freeze_batch_norm=yes", "training.freeze_batch_norm"),
+        ("training.batch=1e9", "training.batch"),
+        ("network.strides=[3, 3]", "strides"),
+        ("network.widths=[-1]", "network.widths"),
+        ("network.epochs_of={'../x': 3}", "network.epochs_of"),
+        ("network.rotated=[a, a]", "network.rotated"),
+        ("fit.folds=1000", "fit.folds"),
+        ("fit.levels=[b1, b1]", "fit.levels"),
+        ("fit.levels=[b1; rm]", "fit.levels"),
+        ("fit.gradcam_level=../x", "fit.gradcam_level"),
+        ("ingest.retrain_hours=1e12", "ingest.retrain_hours"),
+        ("ingest.source=''", "ingest.source"),
+        ("ingest.source=https://x/y", "ingest.source"),
+        ("backbone.weights=''", "backbone.weights"),
+        ("backbone.name=''", "backbone.name"),
+        ("fetch.archives={'../x': {url: 'https://x', sha256: 0}}", "fetch.archives"),
+        ("fetch.archives.x={url: 'file:///etc/passwd', sha256: " + 64 * "a" + "}", "fetch.archives.x.url"),
+        ("data.root=/", "data.root"),
+        ("data.root=", "data.root"),
+        ("data.root=$(touch PWNED)", "data.root"),
+        ("data.root='${seed}'", "data.root"),
+        ("data.root=artifacts", "data.root"),
+        ("data.root=s3://bucket/data", "data.root"),
+        ("data.categories=[../x]", "data.categories"),
+        ("data.categories=[a, a]", "data.categories"),
+        ("data.categories=[]", "data.categories"),
+        ("data.categories=bolt", "data.categories"),
+        ("data.categories=[a;b]", "data.categories"),
+        ("data.categories=[007]", "data.categories"),
+        ("data.categories=[{a: 1}]", "data.categories"),
+        ("data={root: data, categories: [-rf]}", "data.categories"),
+        ("training.rate=!!python/name:os.system", "training.rate"),
+        ("training.steps=2024-13-45", "training.steps"),
+        ("training.steps=&a [*a]", "training.steps"),
     ],
 )
 def test_what_is_impossible_is_refused_before_anything_is_written(path: Path, setting: str, named: str) -> None:
@@ -155,3 +205,38 @@ def test_a_missing_file_is_said(path: Path) -> None:
     with pytest.raises(UserError, match=r"There is no params\.yaml"):
         edit_params("demo")
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["off", "On", "yes", "NO", "null", "Null", "true", "1e3", "0x1", "007", "1_000", "2024-01-01", "12", "0b1", "y"],
+)
+def test_a_category_with_the_name_of_something_else_stays_a_text_to_every_reader(path: Path, name: str) -> None:
+    """YAML 1.1 and 1.2 disagree about off and 1e3; PyYAML reads the one, DVC and this project the other."""
+    edit_params(values={"data.categories": [name, "bolt"]})
+    assert yaml.safe_load(path.read_text())["data"]["categories"] == [name, "bolt"]
+    assert load_yaml(str(path))["data"]["categories"] == [name, "bolt"]
+    assert load_params(path).data.categories == (name, "bolt")
+    edit_params(settings=["training.steps=6", f"network.epochs_of={{'{name}': 3}}"])
+    assert yaml.safe_load(path.read_text())["data"]["categories"] == [name, "bolt"]
+    assert yaml.safe_load(path.read_text())["network"]["epochs_of"] == {name: 3}
+    assert load_params(path).network.epochs_of == {name: 3}
+
+
+def test_a_folder_with_the_name_of_something_else_stays_a_text(path: Path) -> None:
+    for root in ("1:30", "off", "12"):
+        edit_params(values={"data.root": root})
+        assert yaml.safe_load(path.read_text())["data"]["root"] == root == load_params(path).data.root
+
+
+def test_a_mark_at_the_beginning_of_the_file_stays(path: Path) -> None:
+    path.write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
+    edit_params(settings=["training.steps=9"])
+    assert load_params(path).training.steps == 9
+
+
+def test_what_is_refused_on_the_command_line_is_not_said_to_be_in_the_file(path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"With these options params\.yaml: 'threads' is impossible .*nothing was written"
+    ):
+        edit_params(settings=["threads=0"])
