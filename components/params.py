@@ -529,7 +529,7 @@ class FirstParams(_Section):
     held_out: held-out good images by which the threshold is set. mark: image mark of the synthetic exam, an AUROC.
     """
 
-    held_out: int = Field(10, ge=1)
+    held_out: int = Field(10, ge=1, le=MOST_IMAGES)
     mark: float = Field(0.75, ge=0, le=1)
 
 
