@@ -6,10 +6,8 @@ reference inputs with the scores and maps that they must get. Its identity is th
 is a pickle.
 """
 
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,6 @@ from components.network_part import NetworkPart
 
 FORMAT = 1
 TOLERANCE = 1e-4
-LIBRARIES = ("torch", "timm", "numpy", "scikit-learn", "pillow")
 
 
 @dataclass(frozen=True)
@@ -66,11 +63,6 @@ class Capsule:
     def p_values(self, scores: np.ndarray) -> np.ndarray:
         """Conformal p-values (N,) in (0, 1]: how often a good image scores at least that high."""
         return conformal.p_values(self.calibration, scores)
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of what computes, for the provenance."""
-    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
 
 
 def save_capsule(capsule: Capsule, golden: np.ndarray, folder: Path) -> str:

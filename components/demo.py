@@ -18,6 +18,8 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from components.files import new_directory
+from components.libraries import check_libraries
+from components.making import check_unchanged
 from components.params import DemoParams, Params, load_params
 from components.stage import run_guarded
 
@@ -303,5 +305,12 @@ def _write(path: Path, image: np.ndarray) -> None:
     Image.fromarray(np.ascontiguousarray(image)).save(path, format="PNG")
 
 
+def _stage() -> None:
+    params = load_params()
+    check_libraries()
+    main(params)
+    check_unchanged(params, ("demo",))
+
+
 if __name__ == "__main__":
-    run_guarded(lambda: main(load_params()))
+    run_guarded(_stage)

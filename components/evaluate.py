@@ -19,14 +19,17 @@ from components.dataset import ImageRecord, list_category
 from components.detector import BATCH, Detector
 from components.figures import exam_figure, history_figure, map_gallery, roc_figure, score_histogram
 from components.files import new_directory, write_json, write_text
-from components.fingerprint import open_category_run
+from components.fingerprint import open_category_run, validated_digest
 from components.images import ImageLimits, read_image, read_mask, resize_image, resize_mask
+from components.making import check_making
 from components.metrics import auroc, bootstrap_interval, f1_at, f1_max, false_alarm_rate, pixel_figures
 from components.params import EvaluationParams, Params
 from components.places import Places
 from components.runtime import use_threads
 from components.stage import run_stage
 from components.tracking import NOTE, Run, finish_run
+
+READS = ("evaluation", "limits", "seed", "threads")
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ def main(category: str, params: Params) -> None:
     use_threads(params.threads)
     places = Places(category)
     capsule = load_capsule(places.capsule)
+    check_making(str(places.capsule), capsule.provenance, params, validated_digest(category))
     records = list_category(Path(params.data.root) / category).test
     with open_category_run(category, params, "evaluate") as run:
         scored = score_records(capsule.detector, records, params.limits.image_limits().at_depth(capsule.bits))
@@ -245,4 +249,4 @@ def _kind_figures(scored: Scored, kind: str, threshold: float) -> dict[str, floa
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, READS)

@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,11 @@ def sync_file(path: Path) -> None:
 
 
 @contextmanager
-def held_lock(path: Path, seconds: float, busy: Exception) -> Iterator[None]:
-    """Hold a lock file among all processes and threads; `busy` is raised where another holder keeps it for longer."""
+def held_lock(path: Path, seconds: float, busy: Exception | Callable[[], Exception]) -> Iterator[None]:
+    """Hold a lock file among all processes and threads; `busy` is raised where another holder keeps it for longer.
+
+    seconds: to wait; 0 for not at all. The system frees the lock when its holder dies.
+    """
     from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +97,7 @@ def held_lock(path: Path, seconds: float, busy: Exception) -> Iterator[None]:
     try:
         lock.acquire(timeout=seconds)
     except Timeout as error:
-        raise busy from error
+        raise (busy if isinstance(busy, Exception) else busy()) from error
     try:
         yield
     finally:

@@ -14,10 +14,14 @@ def relevant_params(params: Params) -> dict[str, Any]:
     return params.model_dump(mode="json", exclude={"data", "demo", "fetch", "limits"})
 
 
+def validated_digest(category: str) -> str:
+    """The identity of the images that were validated last."""
+    return str(read_json(Places(category).validation / "report.json")["data_digest"])
+
+
 def experiment_identity(category: str, params: Params) -> str:
     """The identity of the present experiment on `category`, from the data digest that its validation wrote."""
-    report = read_json(Places(category).validation / "report.json")
-    return run_identity(report["data_digest"], relevant_params(params), code_digest(), category)
+    return run_identity(validated_digest(category), relevant_params(params), code_digest(), category)
 
 
 def open_category_run(category: str, params: Params, stage: str) -> Run:

@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from components.backbone import Encoder, build_encoder, load_encoder
-from components.capsule import Capsule, library_versions, save_capsule
+from components.capsule import Capsule, save_capsule
 from components.compositions import candidates, for_maps
 from components.conformal import guarantee, split_conformal_threshold
 from components.density import Scorer
@@ -43,6 +43,7 @@ from components.feature_bank import FeatureBank, few_images
 from components.files import read_json
 from components.head import FILE as HEAD_FILE
 from components.head import load_head
+from components.making import check_made_in, making
 from components.map_range import map_range
 from components.methods import NSA_GDE, PRETRAINED, TRAINED, encoder_method
 from components.network_fit import Baseline, Served, open_network, with_network
@@ -55,20 +56,9 @@ from components.runtime import use_threads
 from components.stage import run_stage
 from components.views import view_of
 
-# What the capsule says it was made with: no more than this stage's params in dvc.yaml, or its bytes would grow stale.
-MAKING = (
-    "method",
-    "seed",
-    "threads",
-    "image",
-    "synthesis",
-    "backbone",
+READS = (
+    *("backbone", "fit", "image", "method", "network", "nsa", "patch", "seed", "synthesis", "threads", "threshold"),
     "training",
-    "patch",
-    "network",
-    "nsa",
-    "fit",
-    "threshold",
 )
 GOLDEN = 4
 Banks = Mapping[str, FeatureBank]
@@ -106,6 +96,8 @@ def main(category: str, params: Params) -> None:
     use_threads(params.threads)
     places = Places(category)
     prepared = load_prepared(places.prepared)
+    for folder in (places.prepared, places.encoder):
+        check_made_in(folder, params, prepared.data_digest)
     encoders = load_encoders(places.encoder, params)
     heads = load_heads(places.encoder, category, params)
     banks = make_banks({name: encoders[name] for name in heads} or encoders, prepared, params)
@@ -415,11 +407,7 @@ def make_capsule(served: Served, choice: Choice, prepared: Prepared, params: Par
             "threshold_guaranteed_rate": threshold.guaranteed,
             "threshold_guarantee": guarantee_words(len(calibration), prepared, params, bool(served.detector.parts)),
         },
-        provenance={
-            "data_digest": prepared.data_digest,
-            "params": params.model_dump(mode="json", include=set(MAKING)),
-            "libraries": library_versions(),
-        },
+        provenance=making(params, READS, prepared.data_digest),  # no other key, or its bytes would grow stale
         bits=prepared.bits,
     )
 
@@ -465,4 +453,4 @@ def golden_images(prepared: Prepared) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, READS)

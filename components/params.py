@@ -4,6 +4,7 @@ A preset is a file in `components/presets/` with only the values in which it dif
 writes them into `params.yaml`, which stays the single place that says what is computed.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -28,6 +29,8 @@ from components.images import ImageLimits
 from components.names import check_category_name, check_category_names, check_data_root
 from components.yaml_text import read_yaml
 
+PARAMS = Path("params.yaml")
+SETTLED = "FLAWLINE_PARAMS"  # names the file that a run's stages read instead, made when the run began
 PRESETS = Path(__file__).parent / "presets"
 RENAMED = {"image.size": "image.side"}
 UNSEEN_BY_DVC = ("size", "nfiles")  # keys of any depth that DVC's run cache leaves out when it compares parameters
@@ -613,8 +616,12 @@ class Params(_Section):
         return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(self.threads))
 
 
-def load_params(path: Path = Path("params.yaml")) -> Params:
-    """Read and check `params.yaml`; raises UserError that names the key which is unknown or impossible, or the line."""
+def load_params(path: Path | None = None) -> Params:
+    """Read and check `params.yaml`; raises UserError that names the key which is unknown or impossible, or the line.
+
+    path: of another file. Without it, that which a run has settled on, for the run's own processes.
+    """
+    path = path or Path(os.environ.get(SETTLED, PARAMS))
     return parse_params(read_yaml(path), str(path))
 
 

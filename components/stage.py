@@ -2,18 +2,31 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from components.errors import UserError, os_error_sentence
+from components.libraries import check_libraries
+from components.making import check_unchanged
 from components.mlflow_store import check_place
 from components.names import check_category_name
 from components.params import Params, load_params
 
 
-def run_stage(main: Callable[[str, Params], None]) -> None:
-    """Call `main(category, params)` for the command line's category; exit 1 with one sentence on a user's error."""
-    run_guarded(lambda: main(_category(sys.argv), _params_with_threads()))
+def run_stage(main: Callable[[str, Params], None], reads: Sequence[str]) -> None:
+    """Call `main(category, params)` for the command line's category; exit 1 with one sentence on a user's error.
+
+    reads: the sections of the parameters that the stage depends on, as dvc.yaml says. If they are changed in
+    params.yaml meanwhile the stage fails, so that DVC does not record them with a result of the old ones.
+    """
+
+    def whole() -> None:
+        category, params = _category(sys.argv), _params_with_threads()
+        check_libraries()
+        main(category, params)
+        check_unchanged(params, reads)
+
+    run_guarded(whole)
 
 
 def run_guarded(action: Callable[[], None]) -> None:

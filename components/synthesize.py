@@ -16,6 +16,7 @@ from components.errors import UserError
 from components.figures import contact_sheet
 from components.files import new_directory, read_json, write_json
 from components.images import read_image, resize_image
+from components.making import write_making
 from components.nsa import NoPatchError, nsa_batch, prepare
 from components.nsa_derive import sample_statistics, sample_warnings
 from components.nsa_params import NsaParams
@@ -29,6 +30,8 @@ from components.tasks import patch_params, scar_params
 
 Samples = tuple[np.ndarray, np.ndarray]  # uint8 (B, S, S, 3), bool (B, S, S)
 SampleMaker = Callable[[np.ndarray], Samples]  # of numbers, int64 (B,)
+READS = ("image", "limits", "nsa", "seed", "synthesis")
+MAKING = ("image", "nsa", "seed", "synthesis")  # limits change no byte of what passes them
 EXAM_KINDS = ("cutpaste", "scar", "nsa", "cutout")
 EXAM_EPOCH = 1 << 40  # no epoch of any training: the exam's samples are never trained on
 SHEET_EPOCH = EXAM_EPOCH + 1
@@ -61,6 +64,7 @@ def main(category: str, params: Params) -> None:
             exam_kinds=list(EXAM_KINDS),
             bits=report["bits"],
         )
+        write_making(folder, params, MAKING, report["data_digest"])
 
 
 def choose_held_out(count: int, share: float, seed: int) -> np.ndarray:
@@ -187,4 +191,4 @@ def _as_arrays(made: cutpaste.Synthetic) -> Samples:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, READS)

@@ -19,9 +19,10 @@ from components.errors import UserError
 from components.exam import examine, held_out_paper
 from components.feature_bank import FeatureBank
 from components.files import new_directory, write_json, write_text
-from components.fingerprint import experiment_identity, open_category_run
+from components.fingerprint import experiment_identity, open_category_run, validated_digest
 from components.head import save_head
 from components.learner import Learner, Progress
+from components.making import check_made_in, write_making
 from components.map_learner import MapLearner, MapTask
 from components.methods import (
     ENSEMBLE,
@@ -45,6 +46,7 @@ from components.stage import run_stage
 from components.tasks import PATCH, task_of
 from components.views import view_of
 
+READS = ("backbone", "image", "method", "network", "nsa", "patch", "seed", "synthesis", "threads", "training")
 HISTORY = ("step", "loss", "accuracy", "rate")
 Trained = tuple[Encoder, nn.Sequential | None, Progress]
 
@@ -54,6 +56,7 @@ def main(category: str, params: Params) -> None:
     use_threads(params.threads)
     places = Places(category)
     prepared = load_prepared(places.prepared)
+    check_made_in(places.prepared, params, validated_digest(category))
     checkpoint = places.checkpoint / experiment_identity(category, params)[:16]
     members = [train_member(number, prepared, params, checkpoint) for number in range(members_of(params))]
     learner = learner_if_any(prepared, params, checkpoint)
@@ -61,7 +64,7 @@ def main(category: str, params: Params) -> None:
         members[0] = train_network(learner, members[0], category, params)
     for _, _, progress in members:
         say_if_it_did_not_help(category, progress)
-    write_outputs(places.encoder, members, params, learner)
+    write_outputs(places.encoder, members, params, prepared.data_digest, learner)
     drop_checkpoint(places.checkpoint)
 
 
@@ -215,12 +218,15 @@ def exam_mark(encoder: Encoder, prepared: Prepared, params: Params) -> float:
     return float(np.mean([examine(c, c.scorer_of(arrange(good, c)), paper).image for c in examined]))
 
 
-def write_outputs(folder: Path, members: Sequence[Trained], params: Params, learner: MapLearner | None = None) -> None:
+def write_outputs(
+    folder: Path, members: Sequence[Trained], params: Params, data_digest: str, learner: MapLearner | None = None
+) -> None:
     """Write encoder.safetensors, encoder.json, head.safetensors (if any), history.csv and training.json, or none.
 
     Members of an ensemble after the first go into folders 1, 2, …; the network of `learner` goes into one of its own.
     """
     with new_directory(folder) as beside:
+        write_making(beside, params, READS, data_digest)
         for number, (encoder, head, progress) in enumerate(members):
             own = beside / str(number) if number else beside
             own.mkdir(exist_ok=True)
@@ -255,4 +261,4 @@ def training_summary(progress: Progress, params: Params) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, READS)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 os.environ["GX_ANALYTICS_ENABLED"] = "false"  # Great Expectations reads it when it is imported, in the functions below
 
+READS = ("limits", "validation")
 LISTED = 50  # offending images that the report names per rule
 FEW_LEVELS = 32  # of 256; fewer, and most of what the camera saw is lost
 SHIFT_IMAGES = 5  # fewer good test images say nothing about their median
@@ -622,4 +623,4 @@ def _most_common(column: pd.Series) -> str:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, READS)

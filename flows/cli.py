@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from components.stage import run_guarded
 from flows.arrival_cli import ingest, review_app
 from flows.data_cli import data_app
 from flows.environment import enter_project
+from flows.running import running, settled_params
 from flows.tables import print_table
 from flows.warm_stages import warm_stages
 
@@ -52,8 +54,9 @@ def demo() -> None:
     from flows.settings import edit_params
 
     categories = list(PHOTOGRAPHS)
-    edit_params("demo", values={"data.root": str(DESTINATION), "data.categories": categories})
-    failed = _retrain(categories, with_demo=True)
+    with running(_command()):
+        edit_params("demo", values={"data.root": str(DESTINATION), "data.categories": categories})
+        failed = _retrain(categories, with_demo=True)
     _show_status(categories)
     _fail_if(failed)
     _show_next_steps(categories[0])
@@ -83,12 +86,13 @@ def run(
     enter_project()
     from flows.settings import edit_params
 
-    chosen = _chosen_categories(categories, data)
-    values: dict[str, Any] = {"method": method, "seed": seed}
-    if data is not None:
-        values |= {"data.root": os.path.relpath(data), "data.categories": chosen}
-    edit_params(preset, settings or [], {name: value for name, value in values.items() if value is not None})
-    failed = _retrain(chosen, force=force)
+    with running(_command()):
+        chosen = _chosen_categories(categories, data)
+        values: dict[str, Any] = {"method": method, "seed": seed}
+        if data is not None:
+            values |= {"data.root": os.path.relpath(data), "data.categories": chosen}
+        edit_params(preset, settings or [], {name: value for name, value in values.items() if value is not None})
+        failed = _retrain(chosen, force=force)
     _show_status(chosen)
     _fail_if(failed)
 
@@ -165,10 +169,8 @@ def _retrain(categories: list[str], *, force: bool = False, with_demo: bool = Fa
     """Run the flow; returns the categories that failed. A Prefect server that does not answer is a user's error."""
     from httpx import HTTPError
 
-    from components.params import load_params
-
     try:
-        with warm_stages(load_params().thread_variables):
+        with settled_params() as params, warm_stages(params.thread_variables):
             from flows.pipeline import retrain  # seconds to import: only when all that was asked for is possible
 
             return retrain(categories, force=force, with_demo=with_demo)
@@ -177,6 +179,11 @@ def _retrain(categories: list[str], *, force: bool = False, with_demo: bool = Fa
             f"The Prefect server does not answer ({type(error).__name__}): check PREFECT_API_URL, or unset it, and run "
             "again; finished stages are not repeated."
         ) from error
+
+
+def _command() -> str:
+    """What was typed, for others to read who must wait."""
+    return shlex.join([app.info.name or "", *sys.argv[1:]])
 
 
 def _status_rows(categories: list[str] | None) -> list[dict[str, Any]]:

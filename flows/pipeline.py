@@ -14,8 +14,9 @@ from components.files import read_json
 from components.fingerprint import relevant_params
 from components.gate import missing_for_first
 from components.names import check_category_names
-from components.params import load_params
+from components.params import Params, load_params
 from components.places import Places
+from flows.running import running, settled_params
 from flows.stages import DEMO, STAGES, StageFailedError, reproduce, target_of
 from flows.warm_stages import warm_stages
 
@@ -68,6 +69,7 @@ def promote(category: str, version: int) -> str:
     return f"is the {registry.CHAMPION}"
 
 
+WAIT = 3600.0  # seconds that a scheduled retraining waits for another run in the project
 FIGURES = ("image_auroc", "pixel_auroc", "aupro", "f1", "false_alarm_rate", "exam_mark")
 
 
@@ -79,7 +81,11 @@ def retrain(categories: Sequence[str], force: bool = False, with_demo: bool = Fa
     with_demo: build the demo data set first.
     """
     check_category_names(categories)
-    params = load_params()
+    with running(f"retraining of {', '.join(categories)}", WAIT), settled_params() as params:
+        return _retrain(categories, params, force, with_demo)
+
+
+def _retrain(categories: Sequence[str], params: Params, force: bool, with_demo: bool) -> list[str]:
     with warm_stages(params.thread_variables):
         if with_demo:
             make_demo_data()

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml as yaml_1_1
@@ -10,10 +9,9 @@ from ruamel.yaml import YAML, RoundTripRepresenter, ScalarNode
 
 from components.errors import UserError
 from components.files import write_text
-from components.params import Params, data_params, load_params, parse_params, read_preset
+from components.params import PARAMS, Params, data_params, load_params, parse_params, read_preset
 from components.yaml_text import parse_yaml, read_utf8
 
-PARAMS = Path("params.yaml")
 OPTIONS = f"With these options {PARAMS}"
 TEXT_TAG = "tag:yaml.org,2002:str"
 KEPT_BY_PRESETS = frozenset({"data", "demo", "fetch", "gate", "ingest", "limits", "seed", "threads"})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from components.names import check_category_name
 from flows.dvc_project import innermost
+from flows.running import settled_files
 
 STAGES = ("validate", "synthesize", "train", "fit", "evaluate")
 DEMO = "data/dvc.yaml:demo"
@@ -28,7 +29,8 @@ def reproduce(target: str, *, force: bool = False) -> bool:
 
     logging.getLogger("dvc").setLevel(logging.WARNING)  # the flow itself says what runs
     try:
-        with Repo(os.fspath(Path.cwd())) as repo, open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
+        repo = Repo(os.fspath(Path.cwd()), settled_files())
+        with repo, open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
             return bool(repo.reproduce([target], single_item=True, force=force))
     except LockError as error:
         raise TimeoutError(f"Another DVC command holds the lock of {Path.cwd()}.") from error

@@ -2,12 +2,15 @@
 
 import ast
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from components import libraries
+from components.files import read_json
 from components.params import DataParams, Params
 from tests.project import REPOSITORY
 
@@ -115,3 +118,17 @@ def test_no_two_stages_write_the_same_place_and_every_place_is_known() -> None:
 
 def test_metrics_are_kept_in_git() -> None:
     assert STAGES["evaluate"]["metrics"] == [{"metrics/${item.category}.json": {"cache": False}}]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_knows_its_own_parameters(name: str) -> None:
+    """By which it sees that params.yaml was changed while it ran."""
+    assert sorted(import_module(f"components.{name}").READS) == sorted(STAGES[name]["params"])
+
+
+def test_every_stage_depends_on_the_versions_of_the_libraries_and_these_are_locked() -> None:
+    assert all(stage["deps"][-1] == libraries.FILE.as_posix() for stage in ALL.values())
+    declared = read_json(REPOSITORY / libraries.FILE)
+    assert set(declared) == {"python", *libraries.LIBRARIES}
+    locked = (REPOSITORY / "requirements.lock").read_text().splitlines()
+    assert {f"{name}=={declared[name]}" for name in libraries.LIBRARIES} <= {line.split()[0] for line in locked if line}
