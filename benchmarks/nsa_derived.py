@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from benchmarks.common import print_table, write_results
-from components.dataset import image_files
 from components.draws import SampleKeys
 from components.images import ImageLimits, read_image, resize_image
+from components.layout import image_files
 from components.nsa import NsaSample, nsa_batch, prepare
 from components.nsa_derive import sample_statistics
 from components.nsa_params import PAPER_SETTINGS, NsaParams

@@ -23,6 +23,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.common import print_table, write_results
 from components.draws import SampleKeys
 from components.images import ImageLimits, read_image
+from components.layout import image_files
 from components.nsa import NsaImage, nsa_batch, prepare
 from components.nsa_params import PAPER_SETTINGS, NsaParams
 
@@ -183,7 +184,7 @@ def _milliseconds(make: Callable[[int], None], index: int) -> float:
 def read_good(data: Path, category: str, count: int) -> list[Image]:
     """The first `count` good training images of a category, uint8 (H, W, 3)."""
     folder = next(path for path in (data / category, data / "mvtec" / category) if path.is_dir())
-    return [read_image(path, ImageLimits()) for path in sorted((folder / "train" / "good").iterdir())[:count]]
+    return [read_image(path, ImageLimits()) for path in image_files(folder / "train" / "good")[:count]]
 
 
 def main() -> None:

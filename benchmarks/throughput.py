@@ -30,11 +30,11 @@ from benchmarks.common import print_table, write_results
 from components.backbone import build_encoder
 from components.compositions import candidates, for_maps
 from components.cutpaste import cutpaste, scar, three_way
-from components.dataset import image_files
 from components.detector import Detector, Part, Scale, arrange, as_tensor
 from components.draws import SampleKeys
 from components.errors import UserError
 from components.images import ImageLimits, read_image, resize_image
+from components.layout import image_files
 from components.learner import Learner, Progress
 from components.params import BackboneParams, SynthesisParams, TrainingParams
 from components.tasks import task_of

@@ -13,6 +13,7 @@ from urllib.parse import quote, unquote, unquote_to_bytes
 
 from components.errors import printable
 from components.images import EXTENSIONS
+from components.layout import is_hidden
 
 MAX_NAME_BYTES = 200  # of one part; file systems allow 255, and outcomes add a number and an ending
 MAX_KEY_BYTES = 900  # of the whole; S3 allows 1024
@@ -88,6 +89,8 @@ def _check_part(part: str) -> Refusal | None:
         return Refusal("name-path", "has a name that leads to another folder")
     if part[0] == ".":
         return Refusal("name-hidden", "has a hidden name (it begins with a dot)")
+    if is_hidden(part):
+        return Refusal("name-hidden", "has a name of a system's own files")
     if part[0] == "-":
         return Refusal("name-dash", "has a name that begins with a dash, as an option does")
     if part[0] in FORMULA_SIGNS:

@@ -28,7 +28,7 @@ _NUMBERS = (
     *("bytes", "decodes", "width", "height", "short_side", "frames", "orientation", "levels", "highest", *MEASURES),
     *("mask_count", "mask_levels", "mask_area", "mask_percent", "mask_inverted", "mask_frames", "mask_orientation"),
 )
-_DTYPES = dict.fromkeys(_TEXT, "str") | dict.fromkeys(MEASURES, "float64")
+_DTYPES = dict.fromkeys(_TEXT, "str") | dict.fromkeys([*MEASURES, "highest"], "float64")
 LARGE_MASK = 50  # percent of the image: a mask that marks more may be inverted
 _FRAME_SHARE = 0.9  # of the pixels along the border, which an inverted mask marks
 
@@ -152,9 +152,9 @@ def _one_mask(path: Path, root: Path, limits: ImageLimits) -> dict[str, Any]:
 
 
 def _looks_inverted(marked: np.ndarray) -> bool:
-    """Whether a mask (H, W) marks more than half of its image and nearly all of its border, but not everything."""
+    """Whether a mask (H, W) marks more than half of its image and nearly all of its border."""
     border = np.concatenate([marked[0], marked[-1], marked[:, 0], marked[:, -1]])
-    return LARGE_MASK / 100 < marked.mean() < 1 and float(border.mean()) > _FRAME_SHARE
+    return float(marked.mean()) > LARGE_MASK / 100 and float(border.mean()) > _FRAME_SHARE
 
 
 def _problem(error: UserError, path: Path) -> str:

@@ -200,8 +200,8 @@ def _frames_and_orientation(image: Image.Image) -> tuple[int, int]:
 
 def _mask_values(image: Image.Image) -> np.ndarray:
     """(H, W) of which all above zero is marked: grey values, the brightest of the colour channels, or the opacity."""
-    if image.mode == "P":
-        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    if image.mode in ("1", "L", "P") and "transparency" in image.info:
+        image = image.convert("RGBA")
     if image.mode in ("1", "L", "F") or _is_deep(image):
         return np.array(image)
     colours = np.array(image.convert("RGBA"))  # (H, W, 4)

@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 
 from components.errors import UserError
 from components.files import write_bytes
+from components.layout import is_hidden
 
 OUTCOMES = ("accepted", "held", "quarantine")
 Kind = Literal["file", "link", "other"]
@@ -126,16 +127,17 @@ class FolderInbox:
         return str(self.folder)
 
     def categories(self) -> list[str]:
-        """The folders of the inbox, sorted."""
+        """The folders of the inbox, sorted, without hidden ones and a system's own."""
         if not self.folder.is_dir():
             return []
-        return sorted(item.name for item in os.scandir(self.folder) if item.is_dir(follow_symlinks=False))
+        items = [item for item in os.scandir(self.folder) if not is_hidden(item.name)]
+        return sorted(item.name for item in items if item.is_dir(follow_symlinks=False))
 
     def strays(self) -> list[str]:
         """Files and links beside the categories' folders, by name, sorted, without hidden ones."""
         items = os.scandir(self.folder) if self.folder.is_dir() else ()
         return sorted(
-            item.name for item in items if not item.is_dir(follow_symlinks=False) and not item.name.startswith(".")
+            item.name for item in items if not item.is_dir(follow_symlinks=False) and not is_hidden(item.name)
         )
 
     def entries(self, category: str) -> list[Entry]:

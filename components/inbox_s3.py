@@ -26,6 +26,7 @@ from urllib3.exceptions import HTTPError
 from components.errors import UserError
 from components.files import sha256_file
 from components.inbox import OUTCOMES, Entry, GoneError, Move
+from components.layout import is_hidden
 from components.s3_quick import QuickS3
 
 ATTEMPTS = 6  # of one object, on top of botocore's own of one request, which do not cover a body cut short
@@ -68,11 +69,12 @@ class S3Inbox:
         return self._url
 
     def categories(self) -> list[str]:
-        """The folders of the inbox, sorted."""
+        """The folders of the inbox, sorted, without hidden ones and a system's own."""
         with _explained(self._url):
             pages = self._pages(self._inbox, Delimiter="/")
             found = [common["Prefix"] for page in pages for common in page.get("CommonPrefixes", [])]
-        return sorted(prefix.removeprefix(self._inbox).rstrip("/") for prefix in found)
+        names = (prefix.removeprefix(self._inbox).rstrip("/") for prefix in found)
+        return sorted(name for name in names if not is_hidden(name))
 
     def strays(self) -> list[str]:
         """Names of the objects in the inbox that are in no category's folder, sorted, without hidden ones."""
@@ -81,7 +83,7 @@ class S3Inbox:
                 item["Key"] for page in self._pages(self._inbox, Delimiter="/") for item in page.get("Contents", [])
             ]
         names = (key.removeprefix(self._inbox) for key in found)
-        return sorted(name for name in names if name and not name.startswith("."))
+        return sorted(name for name in names if name and not is_hidden(name))
 
     def entries(self, category: str) -> list[Entry]:
         """All objects of a category's inbox, sorted by key, without the empty ones that stand for folders."""

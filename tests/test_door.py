@@ -33,6 +33,8 @@ BAD_NAMES = {
     "%2e%2e%2fa.png": "name-path",
     ".hidden.png": "name-hidden",
     ".git/hooks.png": "name-hidden",
+    "@eaDir/000.png": "name-hidden",
+    "__MACOSX/000.png": "name-hidden",
     "-rf.png": "name-dash",
     "sub/--help.png": "name-dash",
     "=1+1.png": "name-formula",

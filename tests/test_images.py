@@ -285,6 +285,17 @@ def test_a_transparent_background_of_any_colour_is_not_marked(tmp_path: Path) ->
     np.testing.assert_array_equal(read_mask(save(tmp_path, "m.png", Image.fromarray(pixels)), LIMITS), MASK)
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "RGB"])
+def test_a_transparent_colour_of_a_mask_is_its_background(tmp_path: Path, mode: str) -> None:
+    image = Image.fromarray(np.where(MASK, 255, 90).astype(np.uint8))
+    if mode == "P":
+        image = Image.fromarray((~MASK).astype(np.uint8), mode="P")
+        image.putpalette([255, 0, 0, 90, 90, 90])
+    ground = {"L": 90, "P": 1, "RGB": (90, 90, 90)}[mode]
+    path = save(tmp_path, "m.png", image if mode == "P" else image.convert(mode), transparency=ground)
+    np.testing.assert_array_equal(read_mask(path, LIMITS), MASK)
+
+
 def test_each_colour_of_a_mask_counts_however_dark_it_looks(tmp_path: Path) -> None:
     blue = np.zeros((23, 31, 3), np.uint8)
     blue[MASK] = (0, 0, 4)  # as grey, this would be 0

@@ -75,11 +75,13 @@ def test_what_is_listed_is_fetched_and_moved(inbox: Source, tmp_path: Path) -> N
 def test_what_is_in_no_categorys_folder_is_told(inbox: Source, s3: S3Server, tmp_path: Path) -> None:
     assert inbox.strays() == []
     if isinstance(inbox, FolderInbox):
-        for name in ("loose.png", ".hidden"):
+        for name in ("loose.png", ".hidden", "Thumbs.db"):
             (inbox.folder / name).write_bytes(b"1")
+        for name in (".ipynb_checkpoints", "@eaDir"):
+            (inbox.folder / name).mkdir()
         (inbox.folder / "link").symlink_to(tmp_path)
     else:
-        for name in ("loose.png", ".hidden", "link"):
+        for name in ("loose.png", ".hidden", "link", "Thumbs.db", ".ipynb_checkpoints/0.png", "@eaDir/0.png"):
             s3.client().put_object(Bucket="bucket", Key=f"{tmp_path.name}/incoming/{name}", Body=b"")
     assert inbox.strays() == ["link", "loose.png"]
     assert inbox.categories() == ["widget"]
