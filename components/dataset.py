@@ -114,25 +114,25 @@ def defect_folders(root: Path) -> list[Path]:
 
 def find_masks(root: Path) -> MaskPairs:
     """The masks of a category's defective images, and what is not clear about them."""
-    return pair_masks(root, {folder.name: _defects(folder) for folder in defect_folders(root)})
+    return pair_masks(root, {folder.name: _images(folder) for folder in defect_folders(root)})
 
 
 def _train_records(root: Path) -> list[ImageRecord]:
     folders = [folder for split in ("train", "validation") for folder in good_folders(root / split)]
-    return [_record(root, path, "train", "good") for folder in folders for path in image_files(folder)]
+    return [_record(root, path, "train", "good") for folder in folders for path in _images(folder)]
 
 
 def _test_records(root: Path) -> list[ImageRecord]:
     good = good_folders(root / "test")
-    records = [_record(root, path, "test", "good") for folder in good for path in image_files(folder)]
+    records = [_record(root, path, "test", "good") for folder in good for path in _images(folder)]
     masks = find_masks(root).masks
     for folder in defect_folders(root):
-        records += [_record(root, path, "test", folder.name, masks.get(path, ())) for path in _defects(folder)]
+        records += [_record(root, path, "test", folder.name, masks.get(path, ())) for path in _images(folder)]
     return records
 
 
-def _defects(folder: Path) -> list[Path]:
-    """The images of one kind of defect, without the masks that may lie beside them."""
+def _images(folder: Path) -> list[Path]:
+    """The images of one kind, without the masks that may lie beside them."""
     masks = set(masks_beside(folder))
     return [path for path in image_files(folder) if path not in masks]
 

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from components.dataset import ImageRecord, find_masks
+from components.dataset import ImageRecord, find_masks, good_folders
 from components.errors import printable
 from components.images import EXTENSIONS
 from components.layout import LOGICAL, is_good_name, is_hidden, name_key
-from components.mask_pairs import mask_roots
+from components.mask_pairs import mask_roots, masks_beside
 
 Concern = Literal["mask", "image"]
+_NEEDLESS = "is a mask for a good image, which needs none"
 # formats of pictures that are not read; any other file, such as a licence, is no picture at all
 PICTURES = frozenset(
     {
@@ -44,12 +45,16 @@ def left_out(root: Path, records: Iterable[ImageRecord]) -> list[LeftOut]:
     pairs = find_masks(root)
     used = {path for record in records for path in (record.path, *record.masks)}
     roots = mask_roots(root)
+    good = [folder for split in ("train", "validation", "test") for folder in good_folders(root / split)]
+    needless = {mask for folder in good for mask in masks_beside(folder)}
     found = []
     for path in files_below(root):
         if path in pairs.unclear:
             found.append(_left_out(path, root, pairs.unclear[path], "error", "mask"))
         elif path not in used and path in pairs.spare:
             found.append(_left_out(path, root, pairs.spare[path], "warning", "mask"))
+        elif path in needless:
+            found.append(_left_out(path, root, _NEEDLESS, "note", "mask"))
         elif path not in used:
             found.append(_judged(path, root, roots))
     return sorted(found, key=lambda one: one.name)
@@ -99,7 +104,7 @@ def _judged_mask(path: Path, root: Path, parts: tuple[str, ...]) -> LeftOut:
     if len(parts) > 1 and name_key(parts[0]) == LOGICAL:
         return _left_out(path, root, "shows a logical anomaly, which no local method sees", "note", "mask")
     if len(parts) > 1 and is_good_name(parts[0]):
-        return _left_out(path, root, "is a mask for a good image, which needs none", "note", "mask")
+        return _left_out(path, root, _NEEDLESS, "note", "mask")
     return _left_out(path, root, "is a mask for no image of test", "warning", "mask")
 
 
