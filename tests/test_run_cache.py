@@ -1,7 +1,15 @@
 """DVC's run cache tells every change of a parameter: it leaves keys of some names out, so none may be called so."""
 
+import copy
+import json
+import operator
+import os
+import shutil
+import subprocess
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +17,9 @@ import yaml
 from pydantic import BaseModel
 
 from components.errors import UserError
+from components.files import digest_tree, read_json, write_json
 from components.params import UNSEEN_BY_DVC, Params, parse_params, preset_names, read_preset
-from tests.project import REPOSITORY
+from tests.project import REPOSITORY, Project, is_one_sentence
 
 
 def keys_of(value: Any) -> Iterator[str]:
@@ -51,3 +60,112 @@ def test_a_mapping_by_category_refuses_these_names(name: str) -> None:
     content = {"data": {"root": "data", "categories": [name]}, "network": {"epochs_of": {name: 3}}}
     with pytest.raises(UserError, match="run cache does not see its value"):
         parse_params(content, "params.yaml")
+
+
+STAGES = [f"dvc.yaml:{name}@bolt" for name in ("validate", "synthesize", "train", "fit", "evaluate")]
+NO_STAGES = {"data", "fetch", "gate", "ingest"}  # no result depends on them, but for the folder of the images
+
+
+def leaves(values: Mapping[str, Any], *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The path and the value of every key that holds no further keys."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, *path, name)
+        else:
+            yield (*path, name), value
+
+
+def another(value: Any) -> Any:
+    """A value that differs."""
+    match value:
+        case bool():
+            return not value
+        case int() | float():
+            return value + 1
+        case str():
+            return f"{value}x"
+        case list():
+            return [*value, 1]
+    return {"bolt": 1}
+
+
+def keys_by_dvc(stages: Sequence[Any]) -> dict[str, str]:
+    """DVC's own run-cache key of each stage, for the params.yaml that there is."""
+    from dvc.dependency import ParamsDependency
+    from dvc.stage.cache import _get_cache_hash
+    from dvc.stage.serialize import to_single_stage_lockfile
+
+    for stage in stages:
+        for dep in stage.deps:
+            if isinstance(dep, ParamsDependency):
+                dep.save()
+    return {stage.name: _get_cache_hash(to_single_stage_lockfile(stage), key=True) for stage in stages}
+
+
+def test_every_key_of_the_parameters_changes_the_key_of_the_stages_that_depend_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("dvc.yaml", "data/dvc.yaml", ".dvc/config"):
+        Path(name).parent.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / name, name)
+    subprocess.run(["git", "init", "-q"], check=True)
+    full = parse_params({"data": {"root": "x", "categories": ["bolt"]}}, "test").model_dump(mode="json")
+    Path("params.yaml").write_text(json.dumps(full))
+    from dvc.repo import Repo
+
+    with Repo(os.fspath(tmp_path)) as repo:
+        stages = [repo.stage.load_one(*target.split(":")) for target in [*STAGES, "data/dvc.yaml:demo"]]
+        sections = {stage.name: {name for dep in stage.deps for name in getattr(dep, "params", [])} for stage in stages}
+        assert set().union(*sections.values()) == set(full) - NO_STAGES
+        before = keys_by_dvc(stages)
+        for path, value in leaves(full):
+            changed = copy.deepcopy(full)
+            reduce(operator.getitem, path[:-1], changed)[path[-1]] = another(value)
+            Path("params.yaml").write_text(json.dumps(changed))
+            dependent = {name for name in before if path[0] in sections[name]}
+            concerned = [stage for stage in stages if stage.name in dependent]
+            assert {name for name, key in keys_by_dvc(concerned).items() if key != before[name]} == dependent, path
+
+
+@pytest.mark.slow
+def test_what_the_run_cache_brings_back_is_what_would_be_computed(ran: Project, tmp_path: Path) -> None:
+    project = ran.copy(tmp_path / "project")
+    outputs = project.folder / "artifacts" / "widget"
+    computed = digest_tree(outputs)
+    (project.folder / "dvc.lock").unlink()
+    shutil.rmtree(outputs)
+    brought = project.dvc("repro", "evaluate@widget")
+    assert brought.returncode == 0, brought.stderr
+    assert brought.stdout.count("is cached - skipping run") == 5
+    assert digest_tree(outputs) == computed
+
+    versions = read_json(project.folder / "infra/libraries.json")
+    write_json(project.folder / "infra/libraries.json", versions | {"torch": "0.1"})
+    other = project.dvc("repro", "evaluate@widget")
+    assert other.returncode != 0
+    assert "is cached" not in other.stdout, "results of other libraries are others"
+    assert "is installed, but infra/libraries.json, by which DVC tells results apart, says 0.1" in other.stderr
+
+
+@pytest.mark.slow
+def test_a_stage_refuses_what_was_made_with_other_parameters_or_images(ran: Project, tmp_path: Path) -> None:
+    project = ran.copy(tmp_path / "project")
+    project.set_params({"image": {"side": 40}})
+    for stage, what in (("train", "prepared"), ("fit", "prepared"), ("evaluate", "capsule")):
+        done = project.stage(stage, "widget")
+        assert (done.returncode, is_one_sentence(done.stderr)) == (1, True), done.stderr
+        assert f"artifacts/widget/{what} was made with other parameters (image.side: 32 then, 40 now)" in done.stderr
+    project.set_params({"image": {"side": 32}, "training": {"steps": 19}})
+    assert "artifacts/widget/encoder was made with other parameters (training.steps: 20" in (
+        project.stage("fit", "widget").stderr
+    )
+    project.set_params({"training": {"steps": 20}})
+    report = project.folder / "artifacts/widget/validation/report.json"
+    content = read_json(report) | {"data_digest": "0" * 64}
+    report.unlink()
+    write_json(report, content)
+    for stage in ("train", "evaluate"):
+        done = project.stage(stage, "widget")
+        assert (done.returncode, is_one_sentence(done.stderr)) == (1, True), done.stderr
+        assert "was made from other images" in done.stderr
