@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from components.errors import UserError
-from components.files import read_json, write_bytes, write_json
+from components.files import read_json, sha256_file, write_bytes, write_json
 from components.params import BackboneParams, PatchLevelParams
 from components.patches import PREFIX, PatchNet, patch_net, patch_net_name
 
@@ -178,7 +178,7 @@ def build_encoder(params: BackboneParams, seed: int) -> Encoder:
         case "library":
             encoder.body.load_state_dict(_library_weights(params.name), strict=False)
         case path:
-            _load_local(encoder, Path(path))
+            _load_local(encoder, Path(path), params.sha256)
     return encoder.eval()
 
 
@@ -309,10 +309,15 @@ def _library_weights(name: str) -> dict[str, Tensor]:
         ) from error
 
 
-def _load_local(encoder: Encoder, path: Path) -> None:
+def _load_local(encoder: Encoder, path: Path, sha256: str) -> None:
     """Load a state dict; a classifier in the file is left out, anything else must fit exactly."""
     if not path.is_file():
         raise UserError(f"There are no weights at {path}: correct backbone.weights in params.yaml.")
+    if (found := sha256_file(path)) != sha256:
+        raise UserError(
+            f"The weights at {path} are not those of backbone.sha256 in params.yaml, by which DVC tells files apart: "
+            f"restore the file, or run with `--set backbone.weights={path}`, which sets it to {found}."
+        )
     weights = _read_weights(path)
     wanted = encoder.body.state_dict()
     missing = [name for name in wanted if name not in weights or weights[name].shape != wanted[name].shape]

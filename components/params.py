@@ -266,10 +266,12 @@ class BackboneParams(_Section):
 
     weights: "packaged" (EfficientNet-Lite0, no download), "library" (timm's or torchvision's own download),
     "none" (random), or the path of a .safetensors or .pth file.
+    sha256: of that file, in hex, by which DVC sees that another one lies there; `--set backbone.weights=FILE` sets it.
     """
 
     name: Line = "tf_efficientnet_lite0"
     weights: Line = "packaged"
+    sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
 
 
 class TrainingParams(_Section):

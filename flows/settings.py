@@ -2,13 +2,14 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml as yaml_1_1
 from ruamel.yaml import YAML, RoundTripRepresenter, ScalarNode
 
 from components.errors import UserError
-from components.files import write_text
+from components.files import sha256_file, write_text
 from components.params import PARAMS, Params, data_params, load_params, parse_params, read_preset
 from components.yaml_text import parse_yaml, read_utf8
 
@@ -31,7 +32,8 @@ def edit_params(
     content = parse_yaml(before, str(PARAMS), yaml)
     if preset is not None:
         _apply_preset(content, read_preset(preset))
-    for key, value in {**(values or {}), **dict(map(_parse_setting, settings))}.items():
+    changes = {**(values or {}), **dict(map(_parse_setting, settings))}
+    for key, value in {**_digest_of_weights(changes), **changes}.items():
         _set_dotted(content, key, value)
     text = io.StringIO()
     yaml.dump(content, text)
@@ -73,6 +75,14 @@ def _apply_preset(content: Any, preset: Mapping[str, Any]) -> None:
             continue
         for key in {**default, **chosen}:
             content.setdefault(section, {})[key] = chosen.get(key, default.get(key))
+
+
+def _digest_of_weights(changes: Mapping[str, Any]) -> dict[str, str]:
+    """What backbone.sha256 becomes with new weights: the file's digest, or nothing where they are no file."""
+    if "backbone.weights" not in changes:
+        return {}
+    path = Path(str(changes["backbone.weights"]))
+    return {"backbone.sha256": sha256_file(path) if path.is_file() else ""}
 
 
 def _parse_setting(setting: str) -> tuple[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from components.backbone import HEAD, Encoder, build_encoder, load_encoder, save_encoder
 from components.errors import UserError
+from components.files import sha256_file
 from components.images import resize_image
 from components.params import BackboneParams
 
@@ -32,7 +33,8 @@ def packaged() -> Encoder:
 
 
 def built(name: str = TINY, weights: str = "none", seed: int = 0) -> Encoder:
-    return build_encoder(BackboneParams(name=name, weights=weights), seed)
+    sha256 = sha256_file(Path(weights)) if Path(weights).is_file() else ""
+    return build_encoder(BackboneParams(name=name, weights=weights, sha256=sha256), seed)
 
 
 def noise(side: int = 64, count: int = 2) -> Tensor:
@@ -175,6 +177,17 @@ def test_packaged_weights_belong_to_one_network() -> None:
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     assert str(tmp_path / "none.pth") in refusal(TINY, str(tmp_path / "none.pth"))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_other_weights_than_their_digest_says_are_refused(tmp_path: Path, suffix: str) -> None:
+    """DVC sees the digest alone, so a file that was replaced would give the old file's results."""
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(b"one file")
+    params = BackboneParams(name=TINY, weights=str(path), sha256=sha256_file(path))
+    path.write_bytes(b"another file")
+    with pytest.raises(UserError, match=rf"not those of backbone\.sha256.* sets it to {sha256_file(path)}\."):
+        build_encoder(params, seed=0)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

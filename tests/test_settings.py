@@ -240,3 +240,11 @@ def test_what_is_refused_on_the_command_line_is_not_said_to_be_in_the_file(path:
         UserError, match=r"With these options params\.yaml: 'threads' is impossible .*nothing was written"
     ):
         edit_params(settings=["threads=0"])
+
+
+def test_new_weights_come_with_the_digest_of_their_file(path: Path) -> None:
+    Path("weights.pth").write_bytes(b"abc")
+    assert edit_params(None, ["backbone.weights=weights.pth"]).backbone.sha256.startswith("ba7816bf")
+    assert load_params(path).backbone.sha256.endswith("f20015ad")
+    assert edit_params(None, ["backbone.weights=none"]).backbone.sha256 == ""
+    assert load_params(path).backbone.sha256 == ""
