@@ -165,7 +165,7 @@ def _checked_total(response: requests.Response, partial: Path, start: int, state
     """Total size said by a 206 answer; begins anew where the answer does not continue what is here."""
     unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
     span, _, size = rest.partition("/")
-    total = int(size) if size.isdigit() else None
+    total = int(size) if size.isdecimal() else None
     if unit != "bytes" or span.partition("-")[0] != str(start) or (state.get("size") or total) != total:
         _forget(partial)
         raise _Interrupted("the server's partial answer does not fit what has arrived")
@@ -220,7 +220,7 @@ def _too_large(url: str, limits: FetchLimits) -> str:
 
 def _content_length(response: requests.Response) -> int | None:
     length = response.headers.get("Content-Length", "")
-    return int(length) if length.isdigit() else None
+    return int(length) if length.isdecimal() else None
 
 
 def _validator(response: requests.Response) -> str | None:

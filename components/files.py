@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -70,6 +71,11 @@ def digest_of(value: Any) -> str:
     """SHA-256 of a JSON-able value in its canonical form (sorted keys, no spaces)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_digest(text: Any) -> bool:
+    """Whether a value from elsewhere is a SHA-256 in hex, which may be part of a path or a query."""
+    return isinstance(text, str) and re.fullmatch("[0-9a-f]{64}", text) is not None
 
 
 def digest_tree(root: Path) -> str:

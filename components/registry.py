@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import UserError
-from components.files import held_lock, new_directory, read_json
+from components.files import held_lock, is_digest, new_directory, read_json
 from components.journal import Kind, Move, append_move, champion_at, champion_before, now, read_moves
 from components.names import check_category_name, is_category_name
 from components.tracking import NOTE, STATE, connect, prepare_environment, server_errors_explained, tracking_uri
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 PREFIX = "flawline-"
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 LOCK_SECONDS = 600.0
+MOST_VERSIONS = 2**31 - 1  # a larger number is none to MLflow's databases
 
 _DIGEST, _METHOD, _DATA, _THRESHOLD, _METRIC = "capsule_digest", "method", "data_digest", "threshold", "metric."
 _CODE = Path(__file__).parent
@@ -185,6 +186,8 @@ def download_capsule(category: str, which: str | int = CHAMPION) -> Path:
         if number is None:
             raise UserError(f"{category} has no version with the alias {which!r}: run the pipeline for it first.")
         found = _version(client, category, number)
+        if not is_digest(found.digest):
+            raise UserError(f"The tags of {model_name(category)} version {number} name no capsule: register it again.")
         folder = STATE / "capsules" / found.digest
         if not folder.is_dir():
             _fetch_capsule(client, found, folder)
@@ -284,12 +287,15 @@ def _aliases(client: "MlflowClient", category: str) -> dict[str, int]:
 def _version(client: "MlflowClient", category: str, number: int) -> Version:
     from mlflow.exceptions import MlflowException
 
+    unknown = UserError(f"{category} has no version {number}: `flawline status` lists what is registered.")
+    if number > MOST_VERSIONS:
+        raise unknown
     try:
         found = client.get_model_version(model_name(category), str(number))
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        raise UserError(f"{category} has no version {number}: `flawline status` lists what is registered.") from error
+        raise unknown from error
     aliases = _aliases(client, category)
     return _as_version(category, found, tuple(sorted(alias for alias, at in aliases.items() if at == number)))
 
@@ -318,6 +324,8 @@ def _all_versions(client: "MlflowClient", category: str, condition: str = "") ->
 
 
 def _find_digest(client: "MlflowClient", category: str, digest: str) -> Version | None:
+    if not is_digest(digest):
+        raise UserError(f"The capsule of {category} names no digest: make it anew with `flawline run`.")
     found = _all_versions(client, category, f" and tags.{_DIGEST} = '{digest}'")
     return _as_version(category, found[0], ()) if found else None
 

@@ -37,7 +37,7 @@ def score_images(paths: Sequence[Path], category: str, version: str, maps: Path 
     params = load_params()
     use_threads(params.threads)
     limits = params.limits.image_limits()
-    capsule = load_capsule(registry.download_capsule(category, int(version) if version.isdigit() else version))
+    capsule = load_capsule(registry.download_capsule(category, int(version) if version.isdecimal() else version))
     images = [read_image(path, limits.at_depth(capsule.bits)) for path in paths]
     scores, anomaly_maps = capsule.score(images)
     rows = []

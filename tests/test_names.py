@@ -18,7 +18,7 @@ from components.errors import UserError, printable
 from components.figures import contact_sheet, score_histogram
 from components.names import check_category_name, check_category_names, check_data_root
 from components.params import data_params, parse_params
-from components.tracking import connect
+from components.tracking import connect, find_run
 from flows.history import list_versions
 from flows.pending import find_pending
 from flows.settings import edit_params
@@ -236,6 +236,19 @@ def test_a_model_of_others_does_not_stop_the_status(workspace: Path) -> None:
     for name in ("flawline-a b", "flawline-", "Flawline-x", "flawline-b'c"):
         client.create_registered_model(name)
     assert registry.list_status() == []
+
+
+@pytest.mark.parametrize("digest", ["../../elsewhere", "", "a' OR name LIKE '%", "a" * 63])
+def test_a_digest_from_elsewhere_is_no_path_and_no_query(digest: str, workspace: Path) -> None:
+    """Whoever may write to MLflow may set a version's tags."""
+    client, _ = connect()
+    client.create_registered_model("flawline-bolt")
+    run = client.create_run("0").info
+    client.create_model_version("flawline-bolt", run.artifact_uri, run.run_id, {"capsule_digest": digest})
+    assert "name no capsule" in said_by(lambda: registry.download_capsule("bolt", 1))
+    assert "no version 10" in said_by(lambda: registry.download_capsule("bolt", 10**30))
+    assert find_run(digest) == ""
+    assert [path.name for path in workspace.iterdir()] == [".flawline"]
 
 
 def test_the_folder_of_the_data_is_no_pattern_to_git(git_project: Project) -> None:
