@@ -77,6 +77,12 @@ def check_inbox(source: str) -> None:
         raise UserError(f"{source} is no inbox: give a folder or s3://BUCKET/PREFIX")
 
 
+def check_some(values: Sequence[Any]) -> None:
+    """Raise UserError for an empty list."""
+    if not values:
+        raise UserError("it must have one item at least")
+
+
 def check_once(values: Sequence[str]) -> None:
     """Raise UserError for a value that is there twice."""
     twice = [value for value, count in Counter(values).items() if count > 1]
@@ -134,7 +140,7 @@ class DataParams(_Section):
     """Where the images are: `root/CATEGORY/train/good/…`, in MVTec AD layout."""
 
     root: Annotated[str, _checked(check_data_root)]
-    categories: Categories = Field(min_length=1)
+    categories: Annotated[Categories, _checked(check_some)]
 
 
 class LimitParams(_Section):

@@ -110,7 +110,8 @@ def test_auto_stands_for_a_value_to_be_found_and_is_written_back_as_auto() -> No
 
 def test_an_unknown_method_and_an_empty_list_of_categories_are_named() -> None:
     assert "'method'" in refusal(method="magic")
-    assert "'data.categories'" in refusal(data={"root": "data", "categories": []})
+    assert "'data.categories' is impossible (it must have one" in refusal(data={"root": "data", "categories": []})
+    assert "item" not in refusal(data={"root": "data", "categories": ["a b"]})  # nor is what is wrong said twice
 
 
 def test_missing_keys_are_named() -> None:
