@@ -140,7 +140,7 @@ def measure(category: str, params: Params, work: Path) -> dict[str, Any]:
         fit_s = seconds(lambda: fit.main(category, params))
         evaluate.main(category, params)
         places = Places(category)
-        metrics = read_json(places.metrics)
+        metrics = read_json(places.figures)
         images = np.asarray(load_prepared(places.prepared).images[:16])
         score_ms = score_milliseconds(places.capsule, images)
     figures = {name: metrics[name] for name in ("image_auroc", "pixel_auroc", "aupro", "exam_mark", "encoder")}

@@ -131,11 +131,11 @@ def guarantee(n: int, alpha: float, confidence: float = 0.95) -> Guarantee:
     """What n held-out good images can promise against a wished false-alarm rate alpha, in numbers and words."""
     needed = needed_images(alpha, confidence)
     best = _best_rate(n, confidence)
-    wish = f"at most {_rate_words(alpha)}, at {100 * confidence:g} % confidence,"
+    wish, sure = f"at most {_rate_words(alpha)}", f"with {100 * confidence:g} % confidence"
     if n >= needed:
-        words = f"{wish} is promised by {_images(n)}; {needed} would do"
+        words = f"{wish}, {sure}: {_images(n)} promise it, {needed} would do"
     else:
-        words = f"{wish} needs at least {_images(needed)}; with {n} {_best_words(best)}"
+        words = f"{_best_words(n, best)}; {wish}, {sure}, takes {needed}"
     return Guarantee(n, alpha, confidence, needed, best, 1 / (n + 1), words)
 
 
@@ -210,6 +210,8 @@ def _rate_words(alpha: float) -> str:
     return f"{ratio.numerator} false alarm{plural} in {ratio.denominator} good parts"
 
 
-def _best_words(best_alpha: float) -> str:
+def _best_words(n: int, best_alpha: float) -> str:
     parts = floor(1 / best_alpha)  # rounded towards the weaker promise
-    return f"the best that can be promised is 1 in {parts}" if parts > 1 else "nothing useful can be promised"
+    if parts == 1:
+        return f"{_images(n)} can promise nothing useful about false alarms"
+    return f"{_images(n)} can promise 1 false alarm in {parts} good parts at best"

@@ -7,7 +7,7 @@ measured is null, and the synthetic exam's mark on held-out images remains.
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,28 @@ import numpy as np
 from components.capsule import Capsule, load_capsule
 from components.dataset import ImageRecord, list_category
 from components.detector import BATCH, Detector
-from components.figures import exam_figure, history_figure, map_gallery, roc_figure, score_histogram
+from components.figures import (
+    exam_figure,
+    history_figure,
+    map_gallery,
+    map_picture,
+    roc_figure,
+    score_histogram,
+)
 from components.files import new_directory, write_json, write_text
 from components.fingerprint import open_category_run, validated_digest
 from components.images import ImageLimits, read_image, read_mask, resize_image, resize_mask
 from components.making import check_making
-from components.metrics import auroc, bootstrap_interval, f1_at, f1_max, false_alarm_rate, pixel_figures
+from components.metrics import auroc, bootstrap_interval, f1_at, f1_max, false_alarm_rate, pixel_figures, roc_curve
 from components.params import EvaluationParams, Params
 from components.places import Places
 from components.runtime import use_threads
 from components.stage import run_stage
-from components.tracking import NOTE, Run, finish_run
+from components.tracking import FIGURES, KINDS, PICTURES, SUMMARY, Run, finish_run
 
-READS = ("evaluation", "limits", "seed", "threads")
+STEPS = 4  # pictures under each key
+
+READS = ("evaluation", "limits", "method", "seed", "threads")
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ class Scored:
 
 
 def main(category: str, params: Params) -> None:
-    """Write metrics/CATEGORY.json and artifacts/CATEGORY/evaluation, and tell MLflow."""
+    """Write metrics/CATEGORY.json, the folders evaluation and plots of artifacts/CATEGORY, and tell MLflow."""
     use_threads(params.threads)
     places = Places(category)
     capsule = load_capsule(places.capsule)
@@ -75,8 +84,10 @@ def main(category: str, params: Params) -> None:
     with open_category_run(category, params, "evaluate") as run:
         scored = score_records(capsule.detector, records, params.limits.image_limits().at_depth(capsule.bits))
         metrics = measure(capsule, scored, params.evaluation, params.seed)
-        write_evaluation(places.evaluation, capsule, scored, params)
-        write_json(places.metrics, metrics)
+        write_evaluation(places.evaluation, capsule, scored, metrics, params)
+        write_plots(places.plots, scored, places.encoder / "history.csv")
+        write_json(places.metrics, {name: metrics[name] for name in SUMMARY})
+        log_pictures(run, capsule, scored, params)
         report(run, capsule, metrics, places)
 
 
@@ -126,15 +137,67 @@ def measure(capsule: Capsule, scored: Scored, params: EvaluationParams, seed: in
     }
 
 
-def write_evaluation(folder: Path, capsule: Capsule, scored: Scored, params: Params) -> None:
-    """Write scores.csv, roc.png, scores.png and gallery.png, all or none."""
+def write_evaluation(
+    folder: Path, capsule: Capsule, scored: Scored, metrics: Mapping[str, Any], params: Params
+) -> None:
+    """Write figures.json (all figures), scores.csv, roc.png, scores.png and gallery.png, all or none."""
     with new_directory(folder) as beside:
+        write_json(beside / "figures.json", metrics)
         write_text(beside / "scores.csv", scores_csv(capsule, scored))
         roc_figure(scored.labels, scored.scores, beside / "roc.png")
         by_kind = {kind: scored.scores[scored.rows_of(kind)] for kind in scored.defect_kinds}
         score_histogram(scored.scores[~scored.labels], by_kind, capsule.threshold, beside / "scores.png")
         if len(scored.records):
             draw_gallery(beside / "gallery.png", capsule, scored, params)
+
+
+def write_plots(folder: Path, scored: Scored, history: Path) -> None:
+    """Write what `dvc plots show` draws: roc.csv, precision_recall.csv, scores.csv and training.csv, all or none.
+
+    Without both classes the curves have no points; without training, neither has its.
+    """
+    roc = roc_curve(scored.labels, scored.scores)
+    with new_directory(folder) as beside:
+        write_text(beside / "roc.csv", _csv(("false_alarms", "found"), zip(*roc[:2], strict=True) if roc else ()))
+        write_text(beside / "precision_recall.csv", _csv(("recall", "precision"), precision_recall(scored)))
+        kinds = [(f"{score:.6g}", record.kind) for score, record in zip(scored.scores, scored.records, strict=True)]
+        write_text(beside / "scores.csv", _csv(("score", "kind"), kinds))
+        write_text(beside / "training.csv", history.read_text())
+
+
+def precision_recall(scored: Scored) -> list[tuple[float, float]]:
+    """(recall, precision) of the alarms above each threshold that alarms at all; none without both classes."""
+    curve, defects, good = roc_curve(scored.labels, scored.scores), scored.labels.sum(), (~scored.labels).sum()
+    if curve is None:
+        return []
+    hits, false_alarms = np.rint(curve[1] * defects), np.rint(curve[0] * good)
+    pairs = zip(hits.tolist(), false_alarms.tolist(), strict=True)
+    return [(hit / int(defects), hit / (hit + wrong)) for hit, wrong in pairs if hit + wrong]
+
+
+def log_pictures(run: Run, capsule: Capsule, scored: Scored, params: Params) -> None:
+    """Send the images that a reviewer asks for first, each with its map, under keys that every run has."""
+    limits, size = params.limits.image_limits().at_depth(capsule.bits), capsule.detector.size
+    for key, rows in notable_rows(scored, capsule.threshold).items():
+        for step, row in enumerate(rows):
+            record = scored.records[row]
+            image = resize_image(read_image(record.path, limits), size)
+            words = f"{record.kind} {Path(record.name).name}, {scored.scores[row]:.3g}"
+            picture = map_picture(image, scored.maps[row], scored.masks[row], words, capsule.map_range)
+            run.log_picture(picture, f"{PICTURES}/{key}", step)
+
+
+def notable_rows(scored: Scored, threshold: float) -> dict[str, list[int]]:
+    """Rows of the images to look at first: defects with the lowest scores, good images with the highest, and those
+    whose score is nearest to the threshold; a few of each, the worst first.
+    """
+    order = np.argsort(scored.scores, kind="stable")  # (N,)
+    near = np.argsort(np.abs(scored.scores - threshold), kind="stable")
+    return {
+        "worst misses": [int(row) for row in order if scored.labels[row]][:STEPS],
+        "worst false alarms": [int(row) for row in order[::-1] if not scored.labels[row]][:STEPS],
+        "nearest to the threshold": [int(row) for row in near][:STEPS],
+    }
 
 
 def draw_gallery(path: Path, capsule: Capsule, scored: Scored, params: Params) -> None:
@@ -168,29 +231,19 @@ def gallery_rows(scored: Scored, count: int) -> Iterator[int]:
 
 def scores_csv(capsule: Capsule, scored: Scored) -> str:
     """One line per image: name, kind, score, p-value, alarm."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["name", "kind", "score", "p_value", "alarm"])
-    p_values = capsule.p_values(scored.scores)
-    for record, score, p_value in zip(scored.records, scored.scores, p_values, strict=True):
-        alarm = int(score > capsule.threshold)
-        writer.writerow([record.name, record.kind, f"{score:.6g}", f"{p_value:.6g}", alarm])
-    return text.getvalue()
+    rows = [
+        [record.name, record.kind, f"{score:.6g}", f"{p_value:.6g}", int(score > capsule.threshold)]
+        for record, score, p_value in zip(scored.records, scored.scores, capsule.p_values(scored.scores), strict=True)
+    ]
+    return _csv(["name", "kind", "score", "p_value", "alarm"], rows)
 
 
 def report(run: Run, capsule: Capsule, metrics: dict[str, Any], places: Places) -> None:
     """Send figures and pictures of all stages to MLflow, and close the run."""
-    run.log_metrics(
-        {
-            name: value
-            for name, value in metrics.items()
-            if isinstance(value, int | float) and not isinstance(value, bool)
-        }
-    )
-    kinds = metrics["by_kind"].items()
-    run.log_metrics(
-        {f"{kind}/{name}": value for kind, row in kinds for name, value in row.items() if value is not None}
-    )
+    run.log_metrics({f"{FIGURES}/{name}": metrics[name] for name in SUMMARY if metrics[name] is not None})
+    for kind, row in metrics["by_kind"].items():
+        known = {name: value for name, value in row.items() if value is not None}
+        run.log_metrics({f"{KINDS}/{name} {kind}": value for name, value in known.items()})
     history = list(csv.DictReader((places.encoder / "history.csv").open()))
     run.log_history_if_missing([{"step": row.pop("step"), **_prefixed("train/", row)} for row in history])
     with new_directory(places.root / "report") as pictures:
@@ -207,8 +260,8 @@ def report(run: Run, capsule: Capsule, metrics: dict[str, Any], places: Places) 
     run.log_figure_files(*sorted(places.prepared.glob("nsa*.*")), folder="training")
     run.log_figure_files(places.validation, folder="validation")
     run.log_figure_files(places.evaluation, places.metrics, folder="evaluation")
-    run.set_tags({"flawline.encoder": capsule.selection["encoder"], NOTE: described(metrics)})
-    finish_run(run, capsule.digest)
+    run.set_tags({"flawline.encoder": capsule.selection["encoder"]})
+    finish_run(run, capsule.digest, described(metrics))
 
 
 def described(metrics: Mapping[str, Any]) -> str:
@@ -223,6 +276,14 @@ def described(metrics: Mapping[str, Any]) -> str:
         f"{metrics['encoder']} ({helped[metrics['training_helped']]}). Alarm above {metrics['threshold']:.3g}: "
         f"{metrics['threshold_guarantee']}."
     )
+
+
+def _csv(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(titles)
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _prefixed(prefix: str, row: dict[str, str]) -> dict[str, str]:

@@ -112,6 +112,28 @@ def map_gallery(
     _write_small(draw, path)
 
 
+def map_picture(
+    image: NDArray[np.uint8],
+    anomaly_map: NDArray[np.floating],
+    mask: NDArray[np.bool_] | None,
+    caption: str,
+    map_range: tuple[float, float] | None,
+) -> Image.Image:
+    """One image with its true defect as a contour, its anomaly map beside it, and a line of words under both.
+
+    image: (H, W, 3) uint8 RGB; anomaly_map: (h, w) float; mask: (H, W) bool or None; map_range: as in `map_gallery`.
+    """
+    tile = _tile(image, LARGEST_TILE)
+    scale = map_range or _range_of([anomaly_map])
+    pair = [_outlined(tile, mask, image.shape[:2]), _overlaid(tile, anomaly_map, scale, image.shape[:2])]
+    font = _font(22)
+    picture = Image.new("RGB", (2 * LARGEST_TILE + GAP, LARGEST_TILE + 34), "white")
+    for column, one in enumerate(pair):
+        picture.paste(one, (column * (LARGEST_TILE + GAP), 0))
+    ImageDraw.Draw(picture).text((4, LARGEST_TILE + 4), _shortened(caption, font, picture.width - 8), INK, font)
+    return picture
+
+
 def _tile(image: NDArray[np.uint8], size: int) -> Image.Image:
     """The image in a square of `size` pixels, its shape kept, on a faint ground."""
     ground = Image.new("RGB", (size, size), FAINT)

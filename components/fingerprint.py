@@ -3,10 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from components.files import read_json
+from components.lineage import lineage_of
+from components.methods import sections_used
 from components.params import Params
 from components.places import Places
 from components.tracking import DataVersion, Run, code_digest, open_run, run_identity
+
+SHOWN_ALWAYS = {"method", "seed", "image.side", "backbone.name", "threshold.false_alarm_rate"}
 
 
 def relevant_params(params: Params) -> dict[str, Any]:
@@ -19,13 +25,43 @@ def validated_digest(category: str) -> str:
     return str(read_json(Places(category).validation / "report.json")["data_digest"])
 
 
+def shown_params(params: Params) -> dict[str, Any]:
+    """The few parameters that tell runs apart: of what the method uses, those that differ from their defaults.
+
+    The method, seed, image size, backbone and wished false-alarm rate are always among them. Keys are "section.key".
+    """
+    own = params.model_dump(mode="json")
+    usual = Params(data=params.data).model_dump(mode="json")
+    shown = {"method": params.method, "seed": params.seed}
+    for section in own:
+        if section not in sections_used(params.method):
+            continue
+        for key, value in own[section].items():
+            name = f"{section}.{key}"
+            if name in SHOWN_ALWAYS or value != usual[section][key]:
+                shown[name] = value
+    return shown
+
+
+def written_params(params: Params) -> str:
+    """All parameters of a run as YAML."""
+    return yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False)
+
+
 def experiment_identity(category: str, params: Params) -> str:
     """The identity of the present experiment on `category`, from the data digest that its validation wrote."""
     return run_identity(validated_digest(category), relevant_params(params), code_digest(), category)
 
 
+def data_version(category: str, params: Params) -> DataVersion:
+    """The data that were validated last, under the name that `flawline data versions` gives them."""
+    report, root = read_json(Places(category).validation / "report.json"), Path(params.data.root)
+    lineage = lineage_of(root, category)
+    digest, counts = report["data_digest"], report["counts"]
+    return DataVersion(category, digest, root / category, counts, lineage.version, lineage.commit)
+
+
 def open_category_run(category: str, params: Params, stage: str) -> Run:
     """The MLflow run of the present experiment on `category`, begun or continued by `stage`."""
-    report = read_json(Places(category).validation / "report.json")
-    data = DataVersion(category, report["data_digest"], Path(params.data.root) / category, report["counts"])
-    return open_run(category, experiment_identity(category, params), relevant_params(params), data, stage)
+    identity, data = experiment_identity(category, params), data_version(category, params)
+    return open_run(category, identity, shown_params(params), data, stage, everything=written_params(params))

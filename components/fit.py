@@ -416,7 +416,7 @@ def guarantee_words(count: int, prepared: Prepared, params: Params, has_density:
     """What the threshold promises, and that the promise is approximate where a density learned those images too."""
     words = guarantee(count, params.threshold.false_alarm_rate, params.threshold.confidence).words
     if has_density and learns_held_out(prepared, params):
-        words += " (approximately: cross-fitted, each scored by a density that has learned all but its fold)"
+        words += " (approximately, as in the end the model has learned these images too)"
     return words
 
 

@@ -6,6 +6,7 @@ from components.nsa_params import Method as Generator
 PRETRAINED, TRAINED = "pretrained", "trained"  # the representation before training and after it
 NETWORK = "network"  # the folder of the network, and its name beside those of the representations
 ENSEMBLE, HYBRID, NSA_GDE = "cutpaste-ensemble", "nsa-cutpaste", "nsa-gde"
+PATCH = "cutpaste-patch"  # what its crops are told apart by is `patch.task`
 GENERATORS: dict[str, tuple[Generator, Label]] = {
     "nsa-binary": ("nsa", "binary"),
     "nsa-continuous": ("nsa", "continuous"),
@@ -37,3 +38,11 @@ def encoder_method(method: str) -> str:
     if method in (ENSEMBLE, HYBRID):
         return "cutpaste-3way"
     return PRETRAINED if method in GENERATORS else method
+
+
+def sections_used(method: str) -> set[str]:
+    """The sections of params.yaml by which a model of this method is made."""
+    used = {"image", "validation", "synthesis", "fit", "threshold", "evaluation"}
+    used |= {"patch"} if method == PATCH else {"backbone"}
+    used |= {"training"} if method != PRETRAINED else set()
+    return used | ({"nsa", "network"} if trains_network(method) else set())

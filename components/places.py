@@ -41,8 +41,18 @@ class Places:
         return self.root / "evaluation"
 
     @property
+    def figures(self) -> Path:
+        """All figures of the evaluation, also those in words and of each kind of defect."""
+        return self.evaluation / "figures.json"
+
+    @property
+    def plots(self) -> Path:
+        """Curves that `dvc plots` draws."""
+        return self.root / "plots"
+
+    @property
     def metrics(self) -> Path:
-        """The figures, kept in git."""
+        """The few figures that `dvc metrics` compares, kept in git."""
         return Path("metrics") / f"{self.category}.json"
 
     @property

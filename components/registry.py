@@ -7,11 +7,12 @@ aliases without looking, so every move of one happens under the project's own lo
 """
 
 import base64
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
@@ -22,11 +23,24 @@ from components.errors import UserError
 from components.files import held_lock, is_digest, new_directory, read_json
 from components.journal import Kind, Move, append_move, champion_at, champion_before, now, read_moves
 from components.names import check_category_name, is_category_name
-from components.tracking import NOTE, STATE, connect, prepare_environment, server_errors_explained, tracking_uri
+from components.tracking import (
+    DATA_COMMIT,
+    DATA_VERSION,
+    GIT_COMMIT,
+    NOTE,
+    STATE,
+    VERDICT,
+    connect,
+    prepare_environment,
+    run_page,
+    server_errors_explained,
+    tracking_uri,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import ModelSignature
 
@@ -36,6 +50,7 @@ LOCK_SECONDS = 600.0
 MOST_VERSIONS = 2**31 - 1  # a larger number is none to MLflow's databases
 
 _DIGEST, _METHOD, _DATA, _THRESHOLD, _METRIC = "capsule_digest", "method", "data_digest", "threshold", "metric."
+_KINDS, _PROMISE, _COMMIT, _RUN_PAGE = "by_kind", "promise", "commit", "run_page"
 _CODE = Path(__file__).parent
 _CAPSULE_PATH = "artifacts/capsule"
 _SERVING_PACKAGES = (
@@ -55,6 +70,11 @@ class Version:
         run_id: the MLflow run that made it, or one that was begun to hold it where that was not tracked.
         metrics: what was measured on the test images.
         aliases: such as "champion".
+        by_kind: figures of each kind of defect.
+        promise: of the threshold, in words.
+        data_version, data_commit: the data that it learned from, as DVC and git name them; empty where unknown.
+        commit: of the code. run_page: of the run, to be put after the address of an MLflow server.
+        verdict: the alias, and why it has it.
     """
 
     category: str
@@ -66,6 +86,13 @@ class Version:
     run_id: str
     metrics: Mapping[str, float]
     aliases: tuple[str, ...]
+    by_kind: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    promise: str = ""
+    data_version: str = ""
+    data_commit: str = ""
+    commit: str = ""
+    run_page: str = ""
+    verdict: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,7 +115,14 @@ def model_name(category: str) -> str:
     return PREFIX + category
 
 
-def register(category: str, capsule_dir: Path, run_id: str, metrics: Mapping[str, float], method: str) -> Version:
+def register(
+    category: str,
+    capsule_dir: Path,
+    run_id: str,
+    metrics: Mapping[str, float],
+    method: str,
+    by_kind: Mapping[str, Mapping[str, float | None]] | None = None,
+) -> Version:
     """Register a capsule as the next version, with the alias `challenger`; the same capsule again gives its version.
 
     The capsule is loaded first, which checks its digests and its golden scores. Its MLflow model is made of code
@@ -100,6 +134,7 @@ def register(category: str, capsule_dir: Path, run_id: str, metrics: Mapping[str
         run_id: the MLflow run that made it, which gets the model as an artifact; empty for none.
         metrics: what was measured, such as {"image_auroc": 0.99}.
         method: as in params.yaml.
+        by_kind: what was measured on each kind of defect.
     """
     from components.capsule import load_capsule, read_card
 
@@ -109,10 +144,14 @@ def register(category: str, capsule_dir: Path, run_id: str, metrics: Mapping[str
         found = _find_digest(client, category, card["digest"])
         if found is None:
             load_capsule(capsule_dir)
-            tags = _version_tags(card, metrics, method)
+            tags = _version_tags(card, metrics, method, by_kind or {})
             found = _new_version(client, experiment, category, capsule_dir, run_id, tags)
-        if _aliases(client, category).get(CHAMPION) != found.number:
+        aliases = _aliases(client, category)
+        if aliases.get(CHAMPION) != found.number:
             client.set_registered_model_alias(model_name(category), CHALLENGER, str(found.number))
+            _note_challenger(client, category, found.number, aliases)
+        if run_id:
+            _link_to_version(client, run_id, category, found.number)
         return _version(client, category, found.number)
 
 
@@ -128,6 +167,12 @@ def promote(category: str, number: int, reason: str) -> Version:
         if champion != number:
             _move(client, category, _intended("promote", champion, target, champion, reason))
         return _version(client, category, number)
+
+
+def note_verdict(category: str, number: int, verdict: str) -> None:
+    """Write what became of a version, and why, on it and on its run: the column "verdict" of MLflow's list."""
+    with server_errors_explained():
+        _note_verdict(connect()[0], category, number, verdict)
 
 
 def roll_back(category: str, reason: str = "roll-back") -> Version:
@@ -167,15 +212,26 @@ def which_model(category: str, at: datetime) -> Move | None:
 
 
 def list_status(categories: Sequence[str] | None = None) -> list[StatusRow]:
-    """One row per category, sorted by name: of the champion, or of the latest version where there is none.
+    """Rows by category, sorted by name: of the champion, then of the challenger; else of the latest version.
 
     categories: which ones; all that are registered for None. A category without a version has no row.
     """
     with server_errors_explained():
         client, _ = connect()
         names = _registered_categories(client) if categories is None else categories
-        found = [_status_version(client, category) for category in sorted(names)]
-    return [_status_row(version) for version in found if version is not None]
+        return [_status_row(version) for category in sorted(names) for version in _status_versions(client, category)]
+
+
+def find_version(category: str, number: int | None = None) -> Version:
+    """One version; for None the champion, or the latest version where there is none. UserError where there is none."""
+    with server_errors_explained():
+        client, _ = connect()
+        if number is None:
+            found = _status_versions(client, category)
+            if not found:
+                raise UserError(f"{category} has no model yet: `flawline run {category}` makes one.")
+            return found[0]
+        return _version(client, category, number)
 
 
 def download_capsule(category: str, which: str | int = CHAMPION) -> Path:
@@ -232,6 +288,42 @@ def _move_aliases(client: "MlflowClient", category: str, move: Move) -> None:
     client.set_registered_model_alias(name, CHAMPION, str(move.target))
     if _aliases(client, category).get(CHALLENGER) == move.target:
         client.delete_registered_model_alias(name, CHALLENGER)
+    if move.target is not None:
+        _note_verdict(client, category, move.target, f"champion: {move.reason}")
+    if move.source is not None and move.source != move.target:
+        _note_verdict(client, category, move.source, f"was champion until version {move.target}: {move.reason}")
+
+
+def _note_challenger(client: "MlflowClient", category: str, number: int, before: Mapping[str, int]) -> None:
+    """Say of a version that it is the challenger, and of the one before that it is not any more."""
+    champion = before.get(CHAMPION)
+    reason = f"version {champion} is the champion" if champion else "there is no champion yet"
+    _note_verdict(client, category, number, f"challenger: {reason}")
+    last = before.get(CHALLENGER, number)
+    if last != number:
+        _note_verdict(client, category, last, f"not promoted: version {number} came after it")
+
+
+def _note_verdict(client: "MlflowClient", category: str, number: int, verdict: str) -> None:
+    """Write what became of a version, and why, on it and on the run that made it, where that still exists."""
+    from mlflow.exceptions import MlflowException
+
+    name = model_name(category)
+    with suppress(MlflowException):
+        client.set_model_version_tag(name, str(number), VERDICT, verdict)
+        if run_id := client.get_model_version(name, str(number)).run_id:
+            client.set_tag(run_id, VERDICT, verdict)
+
+
+def _link_to_version(client: "MlflowClient", run_id: str, category: str, number: int) -> None:
+    """Let the description of a run lead to the version that holds its capsule."""
+    from mlflow.exceptions import MlflowException
+
+    link = f"[{model_name(category)} version {number}](#/models/{model_name(category)}/versions/{number})"
+    with suppress(MlflowException):
+        note = client.get_run(run_id).data.tags.get(NOTE, "")
+        if link not in note:
+            client.set_tag(run_id, NOTE, f"{note}\n\nRegistered as {link}.".strip())
 
 
 def _settle(client: "MlflowClient", category: str) -> int | None:
@@ -316,6 +408,13 @@ def _as_version(category: str, found: "ModelVersion", aliases: tuple[str, ...]) 
         run_id=found.run_id or "",
         metrics={name.removeprefix(_METRIC): float(tags[name]) for name in sorted(tags) if name.startswith(_METRIC)},
         aliases=aliases,
+        by_kind=json.loads(tags.get(_KINDS, "{}")),
+        promise=tags.get(_PROMISE, ""),
+        data_version=tags.get(DATA_VERSION, ""),
+        data_commit=tags.get(DATA_COMMIT, ""),
+        commit=tags.get(_COMMIT, ""),
+        run_page=tags.get(_RUN_PAGE, ""),
+        verdict=tags.get(VERDICT, ""),
     )
 
 
@@ -337,11 +436,13 @@ def _registered_categories(client: "MlflowClient") -> list[str]:
     return [name for name in names if is_category_name(name)]
 
 
-def _status_version(client: "MlflowClient", category: str) -> Version | None:
-    numbers = [int(found.version) for found in _all_versions(client, category)]
+def _status_versions(client: "MlflowClient", category: str) -> list[Version]:
+    """The champion and the challenger, as far as there are; else the latest version; else none."""
+    aliases = _aliases(client, category)
+    numbers = [aliases[alias] for alias in (CHAMPION, CHALLENGER) if alias in aliases]
     if not numbers:
-        return None
-    return _version(client, category, _aliases(client, category).get(CHAMPION, max(numbers)))
+        numbers = sorted(int(found.version) for found in _all_versions(client, category))[-1:]
+    return [_version(client, category, number) for number in numbers]
 
 
 def _status_row(version: Version) -> StatusRow:
@@ -352,18 +453,30 @@ def _status_row(version: Version) -> StatusRow:
         aupro=version.metrics.get("aupro"),
         threshold=version.threshold,
         version=version.number,
-        alias=CHAMPION if CHAMPION in version.aliases else ", ".join(version.aliases),
+        alias=next((alias for alias in (CHAMPION, CHALLENGER) if alias in version.aliases), ", ".join(version.aliases)),
         method=version.method,
     )
 
 
-def _version_tags(card: Mapping[str, Any], metrics: Mapping[str, float], method: str) -> dict[str, str]:
+def _version_tags(
+    card: Mapping[str, Any], metrics: Mapping[str, float], method: str, by_kind: Mapping[str, Any]
+) -> dict[str, str]:
     return {
         _DIGEST: str(card["digest"]),
         _METHOD: method,
         _DATA: str(card["provenance"].get("data_digest", "")),
         _THRESHOLD: repr(float(card["threshold"])),
+        _KINDS: json.dumps(_rounded(by_kind), ensure_ascii=False),
+        _PROMISE: str(card["selection"].get("threshold_guarantee", "")),
         **{_METRIC + name: repr(float(value)) for name, value in metrics.items() if value is not None},
+    }
+
+
+def _rounded(by_kind: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float | None]]:
+    """Figures with the digits that are shown."""
+    return {
+        kind: {name: None if value is None else round(value, 4) for name, value in figures.items()}
+        for kind, figures in by_kind.items()
     }
 
 
@@ -379,9 +492,26 @@ def _new_version(
         client.log_artifacts(run_id, str(Path(scratch) / "model"), place)
     _ensure_model(client, name)
     run = client.get_run(run_id)
-    source, note = f"{run.info.artifact_uri}/{place}", run.data.tags.get(NOTE)
-    made = client.create_model_version(name, source, run_id, dict(tags), description=note)
+    source, tags = f"{run.info.artifact_uri}/{place}", {**tags, **_origin_tags(run)}
+    made = client.create_model_version(name, source, run_id, tags, description=_version_note(run))
     return _as_version(category, made, ())
+
+
+def _origin_tags(run: "MlflowRun") -> dict[str, str]:
+    """What a version has of the run that made it: its data, the code's commit, its page."""
+    found = {
+        DATA_VERSION: run.data.tags.get(DATA_VERSION, ""),
+        DATA_COMMIT: run.data.tags.get(DATA_COMMIT, ""),
+        _COMMIT: run.data.tags.get(GIT_COMMIT, ""),
+        _RUN_PAGE: run_page(run.info.experiment_id, run.info.run_id),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def _version_note(run: "MlflowRun") -> str:
+    """The description of a version: its run's, with a link to the run."""
+    link = f"[{run.info.run_name}]({run_page(run.info.experiment_id, run.info.run_id).lstrip('/')})"
+    return f"{run.data.tags.get(NOTE, '')}\n\nMade by the run {link}.".strip()
 
 
 def _run_for_upload(client: "MlflowClient", experiment: str, name: str) -> str:

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from components import cutpaste
 from components.draws import SampleKeys, pick
+from components.methods import PATCH
 from components.params import PatchLevelParams, SynthesisParams
 
-PATCH = "cutpaste-patch"  # the method; what its crops are told apart by is `patch.task`
 BatchMaker = Callable[[Tensor, SampleKeys, SynthesisParams], tuple[Tensor, Tensor]]
 
 

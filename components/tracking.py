@@ -17,25 +17,29 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from components import outbox
 from components.errors import UserError
 from components.files import digest_of, sha256_file
+from components.mlflow_names import fit_name
 from components.mlflow_store import artifact_location, database_of, database_uri, follow_move
+from components.mlflow_views import MODELS, view_page, view_tags
 
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput
     from mlflow.entities import Run as MlflowRun
+    from PIL import Image
 
+Point = tuple[str, float, int, int]  # of a metric: name, value, time in ms, step
 STATE = Path(".flawline")
 CODE = Path(__file__).parent
 CODE_PATHS = ("components", "flows", "params.yaml", "dvc.yaml", "pyproject.toml", "requirements.lock")
@@ -46,6 +50,8 @@ CATEGORY = "flawline.category"
 METHOD = "flawline.method"
 STAGE = "flawline.stage"
 DATA_DIGEST = "flawline.data_digest"
+DATA_VERSION, DATA_COMMIT = "data_version", "data_commit"
+VERDICT = "verdict"
 CAPSULE_DIGEST = "flawline.capsule_digest"
 BYTES_AGREE = "flawline.bytes_agree"
 COMPARED_WITH = "flawline.compared_with"
@@ -53,11 +59,17 @@ GIT_DIRTY = "flawline.git_dirty"
 GIT_COMMIT = "mlflow.source.git.commit"
 PARENT_RUN = "mlflow.parentRunId"
 PARENT_VARIABLE = "FLAWLINE_PARENT_RUN"
+SOURCE_NAME, SOURCE_TYPE = "mlflow.source.name", "mlflow.source.type"
 NOTE = "mlflow.note.content"  # what the UI shows as description
+# Groups of metrics become sections of a page, sorted by name: the summary comes first.
+FIGURES, KINDS, PICTURES = "figures", "kinds", "pictures"
+SUMMARY = ("image_auroc", "pixel_auroc", "aupro", "false_alarm_rate", "threshold", "f1", "exam_mark")
 # Without its kind the UI takes an experiment for one of language models, and shows traces instead of runs.
 _EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",
-    NOTE: "A retraining is a run; the runs inside it, one for each category, have figures, curves and pictures.",
+    NOTE: "A retraining is a run; the runs inside it, one for each category, have figures, curves and pictures. "
+    "The menu *Views* shows figures, method, data version and verdict as columns.",
+    **view_tags([f"{FIGURES}/{name}" for name in SUMMARY], f"tags.`{CATEGORY}` != ''"),
 }
 
 _FLUSH_SECONDS = 5.0
@@ -77,6 +89,8 @@ class DataVersion:
         digest: digest of the images; MLflow keeps the first 36 characters, a tag keeps all.
         source: the folder.
         counts: number of images per "split/kind".
+        version, commit: DVC's digest of the folder, which is shown instead of `digest`, and the git commit that holds
+            it; empty where the data are under no version.
         table: one row per image, for the schema; `counts` as a table where there is none.
     """
 
@@ -84,6 +98,8 @@ class DataVersion:
     digest: str
     source: Path
     counts: Mapping[str, int]
+    version: str = ""
+    commit: str = ""
     table: "pd.DataFrame | None" = None
 
 
@@ -145,7 +161,14 @@ def connect() -> tuple["MlflowClient", str]:
 def experiment_page() -> str:
     """The page of the runs, to be put after the address of an MLflow server."""
     with server_errors_explained():
-        return f"/#/experiments/{connect()[1]}?workflowType=machine_learning"
+        client, experiment = connect()
+        _offer_views(client, experiment)
+        return view_page(experiment, MODELS)
+
+
+def run_page(experiment: str, run_id: str) -> str:
+    """The page of a run, to be put after the address of an MLflow server."""
+    return f"/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
 
 
 @contextmanager
@@ -198,7 +221,7 @@ class Run:
         self._continued = continued
         self._kept = kept
         self._lock = threading.RLock()
-        self._points: list[tuple[str, float, int, int]] = []  # (name, value, time in ms, step)
+        self._points: list[Point] = []
         self._logged_steps: dict[str, set[int]] = defaultdict(set)
         self._flushed_at = time.monotonic()
         self._rest_until = 0.0
@@ -215,7 +238,8 @@ class Run:
             return
         with self._lock:
             now = int(time.time() * 1000)
-            for name, value in metrics.items():
+            for chosen, value in metrics.items():
+                name = "/".join(fit_name(part) for part in chosen.split("/"))
                 if step not in self._steps(name):
                     self._logged_steps[name].add(step)
                     self._points.append((name, float(value), now, step))
@@ -234,6 +258,20 @@ class Run:
         for path in paths:
             self._attempt(partial(_log_path, path=path, folder=folder or None))
 
+    def log_text(self, text: str, name: str) -> None:
+        """Store a text as an artifact of the run under this name."""
+        self._attempt(lambda client, run_id: client.log_text(run_id, text, name))
+
+    def log_picture(self, picture: "Image.Image", key: str, step: int) -> None:
+        """Store a picture under a key that all runs have, so that MLflow shows those of several runs side by side."""
+        self._attempt(lambda client, run_id: client.log_image(run_id, picture, key=key, step=step))
+
+    def log_data(self, data: "Sequence[DataVersion]") -> None:
+        """Add data versions to the inputs of the run."""
+        inputs = [_dataset_input(one) for one in data]
+        if inputs:
+            self._attempt(lambda client, run_id: client.log_inputs(run_id, inputs))
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run."""
         self._attempt(partial(_send_tags, tags=tags))
@@ -245,7 +283,7 @@ class Run:
             del self._points[:-_BUFFER_POINTS]
             while self._points:
                 batch = self._points[:_BATCH_METRICS]
-                if not self._attempt(partial(_send_metrics, points=batch)):
+                if not self._attempt(partial(_send_metrics, points=batch, refused=self._refused)):
                     return
                 del self._points[: len(batch)]
 
@@ -253,6 +291,7 @@ class Run:
         """Send what is buffered and set the run's status: FINISHED, FAILED or KILLED."""
         self._rest_until = 0.0  # the last chance: try, however recent the last failure is
         self.flush()
+        self._rest_until = 0.0
         self._attempt(lambda client, run_id: client.set_terminated(run_id, status))
         self._close()
 
@@ -322,6 +361,10 @@ class Run:
             with suppress_tracking_failure():
                 send_kept(self._client)
 
+    def _refused(self, error: Exception) -> None:
+        """Say that a metric is lost, for good."""
+        self._warn("does not take a metric", error)
+
     def _warn(self, sentence: str, error: Exception) -> None:
         if sentence not in self._said:
             self._said.add(sentence)
@@ -329,7 +372,13 @@ class Run:
 
 
 def open_run(
-    category: str, identity: str, params: Mapping[str, Any], data: DataVersion, stage: str, folder: Path = Path()
+    category: str,
+    identity: str,
+    params: Mapping[str, Any],
+    data: DataVersion,
+    stage: str,
+    folder: Path = Path(),
+    everything: str = "",
 ) -> Run:
     """Continue the unfinished run of `identity`, or begin its next attempt; in the outbox if MLflow cannot be reached.
 
@@ -340,6 +389,7 @@ def open_run(
         data: the data version, logged once as the input of the run.
         stage: the stage which is about to run, as a tag.
         folder: the work tree whose git commit is recorded.
+        everything: all parameters as text, kept as the artifact params.yaml, where `params` are only some of them.
     """
     tags = _run_tags(category, identity, params, data, folder)
 
@@ -350,12 +400,19 @@ def open_run(
         _complete(client, run, params, data, tags | {STAGE: stage})
         return Run(client, run.info.run_id, continued=found is not None)
 
-    return _run_or_kept(find_or_begin)
+    run = _run_or_kept(find_or_begin)
+    if everything:
+        run.log_text(everything, "params.yaml")
+    return run
 
 
-def finish_run(run: Run, digest: str) -> None:
-    """Close a run which made the capsule with this digest, and say whether the attempt before it made the same one."""
+def finish_run(run: Run, digest: str, note: str = "") -> None:
+    """Close a run which made the capsule with this digest, and say whether the attempt before it made the same one.
+
+    note: what the figures say; with a link to all runs on the same data it becomes the run's description.
+    """
     run.set_tags({CAPSULE_DIGEST: digest})
+    run._attempt(lambda client, run_id: client.set_tag(run_id, NOTE, _described(client, run_id, note)))
     run._attempt(lambda client, run_id: _compare_attempts(client, run_id, digest))
     run.end("FINISHED")
 
@@ -371,15 +428,23 @@ def find_run(digest: str) -> str:
     return runs[0].info.run_id if runs else ""
 
 
-def start_parent_run(name: str, categories: Sequence[str], params: Mapping[str, Any]) -> Run:
-    """Begin the run of a retraining; its categories' runs become children where `FLAWLINE_PARENT_RUN` is its run_id."""
+def start_parent_run(name: str, categories: Sequence[str], params: Mapping[str, Any], everything: str = "") -> Run:
+    """Begin the run of a retraining; its categories' runs become children where `FLAWLINE_PARENT_RUN` is its run_id.
+
+    params, everything: as in `open_run`.
+    """
 
     def begin(client: "MlflowClient", experiment: str) -> Run:
-        run = client.create_run(experiment, run_name=name, tags={"flawline.categories": " ".join(categories)})
+        _offer_views(client, experiment)
+        tags = {"flawline.categories": " ".join(categories), **source_tags("flawline run")}
+        run = client.create_run(experiment, run_name=name, tags=tags)
         _log_params(client, run, {"categories": " ".join(categories), **flat_params(params)})
         return Run(client, run.info.run_id)
 
-    return _run_or_kept(begin)
+    run = _run_or_kept(begin)
+    if everything:
+        run.log_text(everything, "params.yaml")
+    return run
 
 
 def finish_parent_run(run: Run, succeeded: bool = True) -> None:
@@ -592,8 +657,20 @@ def _runs_of(client: "MlflowClient", experiment: str, identity: str) -> "list[Ml
 
 
 def _begin(client: "MlflowClient", experiment: str, tags: Mapping[str, str], attempt: int) -> "MlflowRun":
+    _offer_views(client, experiment)
     name = " · ".join(part for part in (tags[CATEGORY], tags[METHOD], tags[IDENTITY][:6]) if part)
     return client.create_run(experiment, run_name=name, tags={**tags, ATTEMPT: str(attempt)})
+
+
+def _offer_views(client: "MlflowClient", experiment: str) -> None:
+    """Give an experiment the views that it lacks, if we may."""
+    from mlflow.exceptions import MlflowException
+
+    known = client.get_experiment(experiment).tags
+    with suppress(MlflowException):
+        for name, value in _EXPERIMENT_TAGS.items():
+            if name not in known:
+                client.set_experiment_tag(experiment, name, value)
 
 
 def _complete(
@@ -624,7 +701,7 @@ def _dataset_input(data: DataVersion) -> "DatasetInput":
 
     dataset = Dataset(
         name=data.name,
-        digest=data.digest[:_DIGEST_LENGTH],
+        digest=(data.version or data.digest)[:_DIGEST_LENGTH],
         source_type="local",
         source=json.dumps({"uri": str(Path(data.source).resolve())}),
         schema=json.dumps({"mlflow_colspec": _columns(data.table)}),
@@ -648,26 +725,45 @@ def _run_tags(
     category: str, identity: str, params: Mapping[str, Any], data: DataVersion, folder: Path
 ) -> dict[str, str]:
     tags = {IDENTITY: identity, CATEGORY: category, METHOD: str(params.get("method", "")), DATA_DIGEST: data.digest}
-    if parent := os.environ.get(PARENT_VARIABLE):
+    tags |= {name: value for name, value in ((DATA_VERSION, data.version), (DATA_COMMIT, data.commit)) if value}
+    parent = os.environ.get(PARENT_VARIABLE)
+    if parent:
         tags[PARENT_RUN] = parent
-    return tags | _git_tags(folder)
+    return tags | source_tags("flawline run" if parent else "dvc repro", folder)
+
+
+def source_tags(program: str, folder: Path = Path()) -> dict[str, str]:
+    """What MLflow shows as the source of a run: the program, and the code's commit."""
+    return {SOURCE_NAME: program, SOURCE_TYPE: "LOCAL", **_git_tags(folder)}
 
 
 def _git_tags(folder: Path) -> dict[str, str]:
     """The commit, and whether code or parameters differ from it; nothing outside a git work tree."""
-    commit = _git(folder, "rev-parse", "HEAD")
+    commit = ask_git(folder, "rev-parse", "HEAD")
     if not commit:
         return {}
-    changed = _git(folder, "status", "--porcelain", "--", *CODE_PATHS)
+    changed = ask_git(folder, "status", "--porcelain", "--", *CODE_PATHS)
     return {GIT_COMMIT: commit, GIT_DIRTY: str(bool(changed)).lower()}
 
 
-def _git(folder: Path, *arguments: str) -> str:
+def ask_git(folder: Path, *arguments: str) -> str:
+    """What `git ARGUMENTS` says in a folder, without the last newline; empty where it fails or there is no git."""
     try:
         done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _described(client: "MlflowClient", run_id: str, note: str) -> str:
+    run = client.get_run(run_id)
+    version, commit = run.data.tags.get(DATA_VERSION, ""), run.data.tags.get(DATA_COMMIT, "")
+    if not version:
+        return note
+    same = quote(f"tags.{DATA_VERSION} = '{version}'")
+    link = f"[all runs on them](#/experiments/{run.info.experiment_id}/runs?searchFilter={same})"
+    held = f", commit {commit[:10]}" if commit else ""
+    return f"{note}\n\nData: version {version}{held}; {link}.".strip()
 
 
 def _compare_attempts(client: "MlflowClient", run_id: str, digest: str) -> None:
@@ -687,10 +783,24 @@ def _send_tags(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> 
     client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
 
-def _send_metrics(client: "MlflowClient", run_id: str, points: Sequence[tuple[str, float, int, int]]) -> None:
+def _send_metrics(
+    client: "MlflowClient", run_id: str, points: Sequence[Point], refused: Callable[[Exception], None]
+) -> None:
+    """Send points; where MLflow refuses them together, those of each name by themselves, so that one loses no other."""
     from mlflow.entities import Metric
+    from mlflow.exceptions import MlflowException
 
-    client.log_batch(run_id, metrics=[Metric(*point) for point in points])
+    try:
+        client.log_batch(run_id, metrics=[Metric(*point) for point in points])
+    except MlflowException as error:
+        if error.error_code != "INVALID_PARAMETER_VALUE":
+            raise
+        names = dict.fromkeys(point[0] for point in points)
+        if len(names) == 1:
+            refused(error)
+            return
+        for name in names:
+            _send_metrics(client, run_id, [point for point in points if point[0] == name], refused)
 
 
 def _steps_of(client: "MlflowClient", run_id: str, name: str) -> set[int]:

@@ -29,6 +29,7 @@ from components.methods import (
     GENERATORS,
     NETWORK,
     NSA_GDE,
+    PATCH,
     TRAINED,
     encoder_method,
     serves_network,
@@ -43,7 +44,7 @@ from components.prepared import Prepared, load_prepared
 from components.progress import ProgressBar
 from components.runtime import use_threads
 from components.stage import run_stage
-from components.tasks import PATCH, task_of
+from components.tasks import task_of
 from components.views import view_of
 
 READS = ("backbone", "image", "method", "network", "nsa", "patch", "seed", "synthesis", "threads", "training")

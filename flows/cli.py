@@ -131,10 +131,19 @@ def score(
 
 @app.command()
 def status(
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")] = False,
+    category: Annotated[str | None, typer.Argument(help="One category, in full; a line for each if not given.")] = None,
+    version: Annotated[int | None, typer.Option(help="Number of its version; the champion if not given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Show for every category the figures, the version and the alias of its model."""
+    """Show the figures, version and alias of every category's champion and challenger; or all about one version."""
+    if version is not None and category is None:
+        raise UserError("Which category's version? Name it: `flawline status CATEGORY --version N`.")
     enter_project()
+    if category is not None:
+        from flows.version_report import print_version
+
+        print_version(category, version, as_json)
+        return
     rows = _status_rows(None)
     if as_json:
         print(json.dumps(rows, indent=2))

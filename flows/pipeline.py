@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,11 +11,12 @@ from prefect import flow, task
 
 from components import registry, tracking
 from components.files import read_json
-from components.fingerprint import relevant_params
+from components.fingerprint import shown_params, written_params
 from components.gate import missing_for_first
 from components.names import check_category_names
 from components.params import Params, load_params
 from components.places import Places
+from flows import summary
 from flows.running import running, settled_params
 from flows.stages import DEMO, STAGES, StageFailedError, reproduce, target_of
 from flows.warm_stages import warm_stages
@@ -42,10 +43,10 @@ def run_stage(stage: str, category: str, force: bool = False) -> bool:
 def register(category: str) -> int:
     """Register the category's capsule in MLflow; the number of its version."""
     places = Places(category)
-    metrics = read_json(places.metrics)
+    metrics = read_json(places.figures)
     figures = {name: metrics[name] for name in FIGURES if metrics[name] is not None}
     run_id = tracking.find_run(metrics["capsule_digest"])
-    return registry.register(category, places.capsule, run_id, figures, metrics["method"]).number
+    return registry.register(category, places.capsule, run_id, figures, metrics["method"], metrics["by_kind"]).number
 
 
 @task(task_run_name="promote@{category}", retries=2, retry_delay_seconds=3)
@@ -61,6 +62,7 @@ def promote(category: str, version: int) -> str:
     report = read_json(places.validation / "report.json")
     missing = missing_for_first(places.capsule, report, load_params().gate.first)
     if missing:
+        registry.note_verdict(category, version, f"{registry.CHALLENGER}: {'; '.join(missing)}")
         return (
             f"stays the {registry.CHALLENGER}, with too little behind it to serve unseen: {'; '.join(missing)}. Add "
             "good images, or lower the floor in params.yaml, and run again"
@@ -89,32 +91,47 @@ def _retrain(categories: Sequence[str], params: Params, force: bool, with_demo: 
     with warm_stages(params.thread_variables):
         if with_demo:
             make_demo_data()
-        parent = tracking.start_parent_run(_run_name(categories), categories, relevant_params(params))
+        parent = tracking.start_parent_run(
+            _run_name(categories), categories, shown_params(params), written_params(params)
+        )
         os.environ[tracking.PARENT_VARIABLE] = parent.run_id
-        failed = [category for category in categories if not _succeeds(category, force)]
+        numbers = {category: _version_of(category, force) for category in categories}
+    failed = [category for category, number in numbers.items() if number is None]
     for category in failed:  # what has a model has its report in its own run
         _attach_report(parent, category)
+    _summarise(parent, numbers, params)
     tracking.finish_parent_run(parent, succeeded=not failed)
     return failed
 
 
-def run_category(category: str, force: bool = False) -> None:
-    """All stages of one category, then register and promote."""
+def run_category(category: str, force: bool = False) -> int:
+    """All stages of one category, then register and promote; the number of the version."""
     for stage in STAGES:
         begun = time.monotonic()
         ran = run_stage(stage, category, force)
         _say(f"{category}: {stage} {f'done in {time.monotonic() - begun:.0f} s' if ran else 'is up to date'}")
     version = register(category)
     _say(f"{category}: version {version} {promote(category, version)}")
+    return version
 
 
-def _succeeds(category: str, force: bool) -> bool:
+def _version_of(category: str, force: bool) -> int | None:
+    """The version that a category came to; None where a stage failed."""
     try:
-        run_category(category, force)
+        return run_category(category, force)
     except StageFailedError as error:
         _say(f"{category}: stopped at {error}")
-        return False
-    return True
+        return None
+
+
+def _summarise(parent: tracking.Run, numbers: Mapping[str, int | None], params: Params) -> None:
+    """Tell the parent run what its categories came to."""
+    if not parent.is_tracked:
+        return
+    made = summary.versions_made(numbers)
+    parent.log_metrics(summary.mean_figures(made))
+    parent.set_tags({tracking.NOTE: summary.as_markdown(made), **summary.verdict_tags(made)})
+    parent.log_data(summary.data_used(made, params))
 
 
 def _attach_report(run: tracking.Run, category: str) -> None:

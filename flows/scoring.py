@@ -18,7 +18,7 @@ def category_of(paths: Sequence[Path]) -> str:
 
     Raises UserError where that is not clear.
     """
-    known = [row.category for row in registry.list_status()]
+    known = list(dict.fromkeys(row.category for row in registry.list_status()))
     fitting = [name for name in known if all(name in path.parts for path in paths)]
     if len(fitting) == 1:
         return fitting[0]

@@ -93,8 +93,8 @@ def test_needed_images_in_exact_arithmetic(alpha: str, confidence: str) -> None:
 def test_guarantee_in_words() -> None:
     short = conformal.guarantee(60, 1 / 200)
     assert short.words == (
-        "at most 1 false alarm in 200 good parts, at 95 % confidence, needs at least 598 held-out good images; "
-        "with 60 the best that can be promised is 1 in 20"
+        "60 held-out good images can promise 1 false alarm in 20 good parts at best; at most 1 false alarm in 200 good "
+        "parts, with 95 % confidence, takes 598"
     )
     assert (short.met, short.needed) == (False, 598)
     assert short.best_alpha == pytest.approx(0.048703, abs=1e-6)
@@ -102,10 +102,10 @@ def test_guarantee_in_words() -> None:
     enough = conformal.guarantee(700, 0.03, 0.9)
     assert enough.met
     assert enough.words == (
-        "at most 3 false alarms in 100 good parts, at 90 % confidence, is promised by 700 held-out good images; "
+        "at most 3 false alarms in 100 good parts, with 90 % confidence: 700 held-out good images promise it, "
         f"{enough.needed} would do"
     )
-    assert conformal.guarantee(0, 0.01).words.endswith("with 0 nothing useful can be promised")
+    assert conformal.guarantee(0, 0.01).words.startswith("0 held-out good images can promise nothing useful about")
     assert conformal.guarantee(0, 0.01).best_alpha == 1.0
 
 

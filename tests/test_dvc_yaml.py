@@ -109,10 +109,12 @@ def test_no_two_stages_write_the_same_place_and_every_place_is_known() -> None:
 
     category = "${item.category}"
     outputs = [out for stage in STAGES.values() for out in stage["outs"]]
+    plots = {str(Path(next(iter(plot))).parent) for stage in STAGES.values() for plot in stage.get("plots", [])}
     assert len(set(outputs)) == len(outputs)
     root = Path("artifacts") / category
     known = Places("widget")
     places = (known.validation, known.prepared, known.encoder, known.capsule, known.evaluation)
+    assert plots == {str(root / known.plots.name)}
     assert sorted(outputs) == sorted(str(root / place.name) for place in places)
 
 

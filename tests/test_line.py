@@ -3,12 +3,13 @@
 import csv
 import json
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
-from tests.project import CATEGORIES, STEPS, Project
+from tests.project import CATEGORIES, STEPS, Project, is_one_sentence
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,7 +39,11 @@ def runs(client: "MlflowClient", wanted: str = "") -> "list[Run]":
 
 
 def metrics_of(project: Project, category: str) -> dict[str, Any]:
-    return dict(json.loads((project.folder / "metrics" / f"{category}.json").read_text()))
+    """All figures; those that git keeps are the same."""
+    figures = dict(json.loads((project.folder / "artifacts" / category / "evaluation" / "figures.json").read_text()))
+    kept = json.loads((project.folder / "metrics" / f"{category}.json").read_text())
+    assert kept == {name: figures[name] for name in kept}
+    return figures
 
 
 def test_a_run_ends_with_a_table_of_all_categories(
@@ -132,9 +137,11 @@ def test_mlflow_has_parameters_data_figures_curve_and_pictures(ran: Project, cli
     assert run.data.params["training.steps"] == "20"
     assert run.inputs is not None
     dataset = run.inputs.dataset_inputs[0].dataset
-    report = json.loads((ran.folder / "artifacts" / "widget" / "validation" / "report.json").read_text())
-    assert (dataset.name, dataset.digest) == ("widget", report["data_digest"][:36])
-    assert run.data.metrics["image_auroc"] == 1.0
+    lock = yaml.safe_load((ran.folder / "dvc.lock").read_text())["stages"]["validate@widget"]
+    version = next(dep["md5"] for dep in lock["deps"] if dep["path"] == "data/tiny/widget")
+    assert (dataset.name, dataset.digest, run.data.tags["data_version"]) == ("widget", version, version)
+    assert run.data.metrics["figures/image_auroc"] == run.data.metrics["kinds/found blob"] == 1.0
+    assert not [name for name in run.data.params if name.startswith(("network.", "nsa.", "patch.", "ingest."))]
     curve = client.get_metric_history(run_id, "train/loss")
     assert sorted(point.step for point in curve) == list(range(1, STEPS + 1))
     files = {
@@ -145,6 +152,64 @@ def test_mlflow_has_parameters_data_figures_curve_and_pictures(ran: Project, cli
     wanted = {"evaluation/gallery.png", "evaluation/roc.png", "evaluation/scores.png", "validation/report.html"}
     assert files >= wanted | {"training/contact_sheet.png", "training/training.json", "training/history.png"}
     assert files >= {"training/nsa.json", "training/nsa_sheet.png"}
+    everything = yaml.safe_load(Path(client.download_artifacts(run_id, "params.yaml")).read_text())
+    assert everything["training"]["steps"] == 20
+    assert everything["network"]
+
+
+def test_the_same_pictures_of_every_run_can_be_compared(ran: Project, client: "MlflowClient") -> None:
+    for category, keys in (("widget", 3), ("gadget", 2)):  # the second has no defect that could be missed
+        run = runs(client, f"tags.`flawline.category` = '{category}'")[0]
+        files = [file.path for file in client.list_artifacts(run.info.run_id, "images")]
+        names = {path.removeprefix("images/").split("+step+")[0] for path in files}
+        assert len(names) == keys
+        assert names <= {
+            f"pictures~{key}" for key in ("worst misses", "worst false alarms", "nearest to the threshold")
+        }
+        assert run.data.tags["mlflow.loggedImages"] == "True"
+
+
+def test_a_retraining_sums_up_its_categories(ran: Project, client: "MlflowClient") -> None:
+    parent = runs(client, "tags.`flawline.categories` = 'widget gadget'")[0]
+    assert parent.data.metrics["figures/image_auroc"] == 1.0  # of the only category that has one
+    assert parent.inputs is not None
+    assert sorted(entry.dataset.name for entry in parent.inputs.dataset_inputs) == sorted(CATEGORIES)
+    assert parent.data.tags["verdict"] == "champions: 2, challengers: 0"
+    assert parent.data.tags["mlflow.source.name"] == "flawline run"
+    lines = parent.data.tags["mlflow.note.content"].splitlines()
+    for category, line in zip(CATEGORIES, lines[2:], strict=True):
+        child = runs(client, f"tags.`flawline.category` = '{category}'")[0]
+        assert f"[{category}](#/experiments/{child.info.experiment_id}/runs/{child.info.run_id}" in line
+        assert f"(#/models/flawline-{category}/versions/1)" in line
+        assert child.data.tags["verdict"] == "champion: first version"
+        assert f"(#/models/flawline-{category}/versions/1)" in child.data.tags["mlflow.note.content"]
+
+
+def test_the_status_of_one_category_says_all_about_a_version(ran: Project) -> None:
+    said = ran.flawline("status", "widget")
+    assert said.returncode == 0, said.stderr
+    metrics = metrics_of(ran, "widget")
+    for words in ("champion: first version", "blob", metrics["capsule_digest"], metrics["threshold_guarantee"]):
+        assert words in said.stdout
+    version = json.loads(ran.flawline("status", "widget", "--version", "1", "--json").stdout)
+    assert (version["number"], version["digest"]) == (1, metrics["capsule_digest"])
+    assert version["metrics"]["image_auroc"] == metrics["image_auroc"]
+    missing = ran.flawline("status", "widget", "--version", "9")
+    assert missing.returncode == 1
+    assert is_one_sentence(missing.stderr)
+
+
+def test_dvc_shows_figures_that_fit_a_screen_and_plots(ran: Project) -> None:
+    shown = ran.dvc("metrics", "show").stdout
+    assert max(map(len, shown.splitlines())) <= 120
+    assert "image_auroc" in shown
+    drawn = ran.dvc("plots", "show", "--json")
+    assert drawn.returncode == 0, drawn.stderr
+    plots = json.loads(drawn.stdout)["data"]
+    assert {name.split("/")[-1] for name in plots if "/widget/" in name} == {
+        "roc.csv", "precision_recall.csv", "scores.csv", "training.csv",
+    }  # fmt: skip
+    assert all(plot for plot in plots.values())
 
 
 def test_a_version_leads_to_the_run_that_made_it(ran: Project, client: "MlflowClient") -> None:

@@ -45,7 +45,7 @@ def test_a_networks_map_is_the_detector(workspace: Path, method: str) -> None:
     run(method)
     capsule = load_capsule(Places("widget").capsule)
     assert (len(capsule.detector.parts), len(capsule.detector.networks)) == (0, 1)
-    metrics = read_json(Places("widget").metrics)
+    metrics = read_json(Places("widget").figures)
     assert metrics["encoder"] == "network"
     assert metrics["exam_mark"] == capsule.selection["held_out_marks"]["network"]
     assert {"pretrained", "network"} == set(capsule.selection["held_out_marks"])
@@ -69,7 +69,7 @@ def test_the_hybrid_holds_densities_and_network_in_one_capsule(workspace: Path) 
     capsule = load_capsule(Places("widget").capsule)
     assert capsule.detector.parts
     assert len(capsule.detector.networks) == 1
-    metrics = read_json(Places("widget").metrics)
+    metrics = read_json(Places("widget").figures)
     assert metrics["encoder"] in ("pretrained + network", "trained + network")
     scores, maps = capsule.score(np.zeros((2, 40, 50, 3), np.uint8))
     assert np.isfinite(scores).all()
@@ -102,7 +102,7 @@ def test_where_nothing_can_be_blended_nsa_gde_keeps_the_backbone_and_a_network_i
     run("nsa-gde")
     assert "a change of more than one grey level" in (said := capsys.readouterr().err)
     assert "The representation before training is kept." in said
-    assert read_json(Places("widget").metrics)["encoder"] == "pretrained"
+    assert read_json(Places("widget").figures)["encoder"] == "pretrained"
     with pytest.raises(UserError, match="a change of more than one grey level"):
         run("nsa-logistic", upto="train")
 

@@ -72,7 +72,9 @@ def test_the_run_holds_the_model_and_mlflow_loads_the_champion(
     run_id = client.create_run(experiment, tags={"mlflow.note.content": "image AUROC 0.991"}).info.run_id
     version = register(make_capsule(workspace / "one"), run_id=run_id)
     assert version.run_id == run_id
-    assert client.get_model_version("flawline-bottle", str(version.number)).description == "image AUROC 0.991"
+    described = client.get_model_version("flawline-bottle", str(version.number)).description
+    assert described is not None
+    assert described.startswith("image AUROC 0.991\n\nMade by the run [")
     folder = f"capsule-{version.digest[:12]}"
     assert f"{folder}/MLmodel" in [item.path for item in client.list_artifacts(run_id, folder)]
     promote("bottle", version.number, "first")
@@ -92,6 +94,38 @@ def test_the_registered_capsule_comes_back_as_it_was(workspace: Path, make_capsu
         download_capsule("bottle", "previous")
 
 
+def test_run_and_version_lead_to_one_another_and_say_the_verdict(workspace: Path, make_capsule: MakeCapsule) -> None:
+    data = tracking.DataVersion("bottle", "d" * 64, workspace, {"train/good": 8}, "0" * 32 + ".dir", "c" * 40)
+    made, runs = [], []
+    for number, threshold in enumerate([5.0, 6.0, 7.0]):
+        run = tracking.open_run("bottle", f"identity {number}", {"method": "pretrained"}, data, "train")
+        tracking.finish_run(run, "digest", "What the figures say.")
+        kinds = {"#2": {"found": 0.5, "image_auroc": 0.98765}}
+        folder = make_capsule(workspace / str(number), threshold)
+        made.append(registry.register("bottle", folder, run.run_id, METRICS, "pretrained", kinds).number)
+        runs.append(run.run_id)
+        if number == 0:
+            promote("bottle", 1, "first version")
+    promote("bottle", 3, "better on #2")
+    client, experiment = tracking.connect()
+    verdicts = [
+        "was champion until version 3: better on #2",
+        "not promoted: version 3 came after it",
+        "champion: better on #2",
+    ]
+    assert [registry.find_version("bottle", number).verdict for number in made] == verdicts
+    assert [client.get_run(run_id).data.tags["verdict"] for run_id in runs] == verdicts
+    version = registry.find_version("bottle")
+    assert (version.number, version.run_id, version.data_version, version.data_commit) == (
+        3, runs[2], data.version, data.commit,
+    )  # fmt: skip
+    assert version.by_kind == {"#2": {"found": 0.5, "image_auroc": 0.9877}}
+    assert f"#/experiments/{experiment}/runs/{runs[2]}" in str(
+        client.get_model_version("flawline-bottle", "3").description
+    )
+    assert "(#/models/flawline-bottle/versions/3)" in client.get_run(runs[2]).data.tags["mlflow.note.content"]
+
+
 def test_a_damaged_capsule_is_not_registered(workspace: Path, make_capsule: MakeCapsule) -> None:
     capsule = make_capsule(workspace / "one")
     (capsule / "golden" / "golden.safetensors").unlink()
@@ -100,18 +134,17 @@ def test_a_damaged_capsule_is_not_registered(workspace: Path, make_capsule: Make
     assert list_status() == []
 
 
-def test_status_has_a_row_per_category_of_the_champion_or_the_latest(
-    workspace: Path, make_capsule: MakeCapsule
-) -> None:
+def test_status_has_rows_of_the_champion_and_the_challenger(workspace: Path, make_capsule: MakeCapsule) -> None:
     for name, threshold in [("one", 5.0), ("two", 6.0)]:
         register(make_capsule(workspace / name, threshold, "bottle"))
         register(make_capsule(workspace / name, threshold, "screw"), "screw")
     promote("bottle", 1, "first")
-    rows = {row.category: asdict(row) for row in list_status()}
-    assert rows["bottle"] == {
+    served, waiting, only = (asdict(row) for row in list_status())
+    assert served == {
         "category": "bottle", **METRICS, "threshold": 5.0, "version": 1, "alias": "champion", "method": "cutpaste-3way",
     }  # fmt: skip
-    assert (rows["screw"]["version"], rows["screw"]["alias"]) == (2, "challenger")
+    assert (waiting["category"], waiting["version"], waiting["alias"]) == ("bottle", 2, "challenger")
+    assert (only["category"], only["version"], only["alias"]) == ("screw", 2, "challenger")
     assert [row.category for row in list_status(["screw", "cable"])] == ["screw"]
 
 

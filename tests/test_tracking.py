@@ -1,16 +1,21 @@
 """Runs are found by the identity of what they compute, and tracking never gets in the way of it."""
 
+import base64
+import json
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from components import tracking
+from components.mlflow_names import chosen_text
 from components.tracking import (
     DataVersion,
     Run,
@@ -107,7 +112,87 @@ def test_the_experiment_is_one_of_model_training_and_its_page_is_known(workspace
     client, experiment = tracking.connect()
     found = client.get_experiment(experiment)
     assert found.tags["mlflow.experimentKind"] == "custom_model_development"
-    assert tracking.experiment_page() == f"/#/experiments/{experiment}?workflowType=machine_learning"
+    assert tracking.experiment_page().startswith(f"/#/experiments/{experiment}/runs?workflowType=machine_learning&")
+
+
+def test_the_page_of_the_runs_shows_figures_method_data_and_verdict_as_columns(workspace: Path) -> None:
+    from mlflow import MlflowClient
+
+    old = MlflowClient(tracking.tracking_uri()).create_experiment("flawline")  # made by a version that knew no views
+    key = tracking.experiment_page().partition("viewStateShareKey=")[2]
+    client, experiment = tracking.connect()
+    assert experiment == old
+    view = json.loads(client.get_experiment(experiment).tags[f"mlflow.sharedViewState.{key}"])
+    state = json.loads(zlib.decompress(base64.b64decode(view["state"].removeprefix("deflate;"))))
+    assert state["selectedColumns"][:4] == [
+        f"metrics.`figures/{name}`" for name in ("image_auroc", "pixel_auroc", "aupro", "false_alarm_rate")
+    ]
+    assert {"params.`method`", "tags.`data_version`", "tags.`verdict`"} < set(state["columnOrder"])
+    found = client.search_runs([experiment], state["searchFilter"], order_by=[f"{state['orderByKey']} DESC"])
+    assert found == []
+    model = opened()
+    start_parent_run("retraining", ["bottle"], PARAMS)
+    found = client.search_runs([experiment], state["searchFilter"], order_by=[f"{state['orderByKey']} DESC"])
+    assert [run.info.run_id for run in found] == [model.run_id]
+
+
+def test_figures_of_kinds_with_any_name_arrive_and_the_run_ends(workspace: Path) -> None:
+    kinds = {"#2": 0.1, "50% worn": 0.2, "a&b, c": 0.3, "bent (deep)": 0.4, "Kratzer": 0.5}
+    with opened("evaluate") as run:
+        run.log_metrics({f"kinds/found {kind}": value for kind, value in kinds.items()})
+    finish_run(run, "digest")
+    found = stored(run)
+    assert found.info.status == "FINISHED"
+    assert {chosen_text(name): value for name, value in found.data.metrics.items()} == {
+        f"kinds/found {kind}": value for kind, value in kinds.items()
+    }
+
+
+def test_a_metric_that_mlflow_refuses_loses_no_other_and_the_run_ends(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    too_long = "/".join(["x" * 99] * 3)
+    with opened("evaluate") as run:
+        run.log_metrics({"before": 1.0, too_long: 2.0, "after": 3.0})
+    finish_run(run, "digest")
+    assert stored(run).data.metrics == {"before": 1.0, "after": 3.0}
+    assert stored(run).info.status == "FINISHED"
+    assert capsys.readouterr().err.count("does not take a metric") == 1
+
+
+def test_a_run_leads_to_its_data_and_to_all_runs_on_them(workspace: Path) -> None:
+    version, commit = "0" * 32 + ".dir", "c" * 40
+    data = DataVersion("bottle", DIGEST, Path("data/bottle"), {"train/good": 2}, version, commit)
+    run = open_run("bottle", identity(), PARAMS, data, "train", everything="method: all\n")
+    finish_run(run, "digest", "What the figures say.")
+    found = stored(run)
+    assert found.inputs is not None
+    assert found.inputs.dataset_inputs[0].dataset.digest == version
+    assert (found.data.tags["data_version"], found.data.tags["data_commit"]) == (version, commit)
+    assert found.data.tags["mlflow.source.name"] == "dvc repro"
+    note = found.data.tags["mlflow.note.content"]
+    assert note.startswith("What the figures say.")
+    link = note.partition("](#")[2].partition(")")[0]
+    client, experiment = tracking.connect()
+    wanted = parse_qs(urlsplit(link).query)["searchFilter"][0]
+    assert [one.info.run_id for one in client.search_runs([experiment], wanted)] == [run.run_id]
+    text = client.download_artifacts(run.run_id, "params.yaml")
+    assert Path(text).read_text() == "method: all\n"
+
+
+def test_pictures_of_runs_have_the_same_keys(workspace: Path) -> None:
+    from PIL import Image
+
+    with opened("evaluate") as run:
+        for step in range(2):
+            run.log_picture(Image.new("RGB", (8, 8)), "pictures/worst misses", step)
+    client, _ = tracking.connect()
+    assert stored(run).data.tags["mlflow.loggedImages"] == "True"
+    names = [item.path for item in client.list_artifacts(run.run_id, "images") if item.path.endswith(".png")]
+    assert sorted(name.split("+timestamp")[0] for name in names) == [
+        "images/pictures~worst misses+step+0",
+        "images/pictures~worst misses+step+1",
+    ]
 
 
 def test_the_git_commit_and_changes_to_the_code_are_recorded(workspace: Path) -> None:
