@@ -25,12 +25,13 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from components import outbox
+from components import open_runs, outbox
 from components.errors import UserError
 from components.files import digest_of, sha256_file
 from components.mlflow_names import fit_name
 from components.mlflow_store import artifact_location, database_of, database_uri, follow_move
 from components.mlflow_views import MODELS, view_page, view_tags
+from components.network import reach_loopback_directly, why_unreachable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,6 +59,7 @@ COMPARED_WITH = "flawline.compared_with"
 GIT_DIRTY = "flawline.git_dirty"
 GIT_COMMIT = "mlflow.source.git.commit"
 PARENT_RUN = "mlflow.parentRunId"
+FLOW_RUN = "flawline.flow_run"
 PARENT_VARIABLE = "FLAWLINE_PARENT_RUN"
 SOURCE_NAME, SOURCE_TYPE = "mlflow.source.name", "mlflow.source.type"
 NOTE = "mlflow.note.content"  # what the UI shows as description
@@ -142,11 +144,19 @@ def prepare_environment() -> None:
         "GIT_PYTHON_REFRESH": "quiet",
     }.items():
         os.environ.setdefault(name, value)
+    reach_loopback_directly()
 
 
 def connect() -> tuple["MlflowClient", str]:
-    """A client and the id of the experiment, which is made where it does not exist; raises what MLflow raises."""
+    """A client and the id of the experiment, which is made where it does not exist.
+
+    Raises requests' ConnectionError within 15 s where no server answers, and else what MLflow raises.
+    """
     prepare_environment()
+    if reason := why_unreachable(tracking_uri()):
+        from requests.exceptions import ConnectionError
+
+        raise ConnectionError(reason)
     from mlflow import MlflowClient
 
     # Its tracebacks come on top of the exceptions, which are said in one sentence here.
@@ -428,16 +438,26 @@ def find_run(digest: str) -> str:
     return runs[0].info.run_id if runs else ""
 
 
-def start_parent_run(name: str, categories: Sequence[str], params: Mapping[str, Any], everything: str = "") -> Run:
+def start_parent_run(
+    name: str, categories: Sequence[str], params: Mapping[str, Any], everything: str = "", flow_run: str = ""
+) -> Run:
     """Begin the run of a retraining; its categories' runs become children where `FLAWLINE_PARENT_RUN` is its run_id.
 
-    params, everything: as in `open_run`.
+    params, everything: as in `open_run`. flow_run: which flow run this is; where that is tried again after its process
+    was killed, its MLflow run goes on.
     """
+    end_abandoned_runs()
+    tags = {"flawline.categories": " ".join(categories), **source_tags("flawline run")}
+    tags |= {FLOW_RUN: flow_run} if flow_run else {}
 
     def begin(client: "MlflowClient", experiment: str) -> Run:
         _offer_views(client, experiment)
-        tags = {"flawline.categories": " ".join(categories), **source_tags("flawline run")}
-        run = client.create_run(experiment, run_name=name, tags=tags)
+        cut_short = f"tags.`{FLOW_RUN}` = '{flow_run}' and attributes.status = 'KILLED'"
+        found = client.search_runs([experiment], cut_short, max_results=1) if flow_run else []
+        run = found[0] if found else client.create_run(experiment, run_name=name, tags=tags)
+        if found:
+            client.update_run(run.info.run_id, status="RUNNING")
+        open_runs.hold(run.info.run_id)
         _log_params(client, run, {"categories": " ".join(categories), **flat_params(params)})
         return Run(client, run.info.run_id)
 
@@ -452,6 +472,21 @@ def finish_parent_run(run: Run, succeeded: bool = True) -> None:
     run.end("FINISHED" if succeeded else "FAILED")
     with suppress_tracking_failure():
         send_kept_records()
+    open_runs.release(run.run_id)
+
+
+def end_abandoned_runs() -> None:
+    """End as KILLED what a retraining of this workspace had open in MLflow when its process was killed."""
+    run_ids = open_runs.take_abandoned()
+    if not run_ids:
+        return
+    with suppress_tracking_failure():  # the next run tries again
+        client, experiment = connect()
+        for run_id in run_ids:
+            for which in (f"tags.`{PARENT_RUN}` = '{run_id}'", f"attributes.run_id = '{run_id}'"):
+                for run in client.search_runs([experiment], f"{which} and attributes.status = 'RUNNING'"):
+                    client.set_terminated(run.info.run_id, "KILLED")
+            open_runs.release(run_id)
 
 
 def flat_params(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

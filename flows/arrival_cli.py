@@ -98,8 +98,8 @@ def accept(context: typer.Context, names: Names) -> None:
     """Take held images for good: they become one new version of their category's data."""
     from flows.reviewing import accept as accept_held
 
-    for done in accept_held(names, context.obj):
-        print(f"{done.message} (version {done.commit[:10]})\nNext: flawline run {done.category}")
+    for done, announced in accept_held(names, context.obj):
+        print(f"{done.message} (version {done.commit[:10]})\n{announced}\nNext: flawline run {done.category}")
 
 
 @review_app.command()
@@ -111,9 +111,12 @@ def refuse(context: typer.Context, names: Names) -> None:
 
 
 def _ingest(source: str | None, categories: list[str]) -> list[dict[str, Any]]:
-    from flows.ingest import ingest as run_ingest  # seconds to import: only when there is something to do
+    from flows.prefect_server import answering_server
 
-    return list(run_ingest(source, categories))
+    with answering_server():
+        from flows.ingest import ingest as run_ingest  # seconds to import: only when there is something to do
+
+        return list(run_ingest(source, categories))
 
 
 def _say(summary: Mapping[str, Any]) -> None:
@@ -123,6 +126,8 @@ def _say(summary: Mapping[str, Any]) -> None:
         return
     version = f"; version {summary['commit'][:10]}" if summary["commit"] else ""
     print(f"{summary['category']}: {count_words(summary)}{version}")
+    if summary.get("announced"):
+        print(f"{summary['category']}: {summary['announced']}")
     if not summary["screened"] and summary["accepted"]:
         print(f"{summary['category']}: there is no model yet that could have looked at them for defects")
     for drift in summary["drift"]:

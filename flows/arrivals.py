@@ -169,13 +169,13 @@ def push(batch: Batch, params: Params) -> dict[str, Any]:
 
 
 def announce(batch: Batch, params: Params) -> dict[str, Any]:
-    """Tell Prefect's automations of the new version."""
+    """Tell Prefect's automations of the new version; announced: a sentence that says who was told."""
     del params
     committed = batch.result("committed")
     if committed["commit"]:
         accepted = sum(verdict.outcome == "accepted" for verdict in _verdicts(batch))
-        announce_commit(batch.category, committed["commit"], accepted)
-    return {}
+        return {"announced": announce_commit(batch.category, committed["commit"], accepted)}
+    return {"announced": ""}
 
 
 def acknowledge(batch: Batch, params: Params) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def acknowledge(batch: Batch, params: Params) -> dict[str, Any]:
 
     Keys: category, batch, source, time; arrived, accepted, held, quarantined, reasons (`outcome.summarise`); left: how
     many files changed meanwhile and stay; drift: the measures that drifted; screened: whether a champion looked at
-    them; commit, message, pushed; page: where the page about the batch is.
+    them; commit, message, pushed, announced (in words); page: where the page about the batch is.
     """
     verdicts, claimed, judged = _verdicts(batch), batch.result("claim"), batch.result("judged")
     limits = arrival_limits(settle_bits(params, batch.category))
@@ -199,6 +199,7 @@ def acknowledge(batch: Batch, params: Params) -> dict[str, Any]:
         "screened": judged["screened_by"] is not None,
         **batch.result("committed"),
         **batch.result("pushed"),
+        **batch.result("announced"),
         "page": batch.page.as_posix(),
     }
     write_text(batch.page, render_arrivals(batch, verdicts, summary, limits))

@@ -153,6 +153,28 @@ def status(
         print_table(rows, COLUMNS)
 
 
+@app.command()
+def deploy() -> None:
+    """Bring your Prefect server to what the project needs: work pool, queues, deployments, automations.
+
+    The server is the one that Prefect itself would use (PREFECT_API_URL, or its profile). Safe to repeat.
+    """
+    enter_project()
+    from flows.deploying import NEXT
+    from flows.deploying import deploy as deploy_all
+
+    print("\n".join([*deploy_all(), NEXT]))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def worker(context: typer.Context) -> None:
+    """Run what the Prefect server schedules for this project, until it is stopped; options are those of Prefect's."""
+    enter_project()
+    from flows.deploying import start_worker
+
+    start_worker(context.args)
+
+
 def _existing(data: Path | None) -> Path | None:
     """A folder given on the command line, seen from where the user stands; UserError where there is none."""
     if data is not None and not data.is_dir():
@@ -176,18 +198,12 @@ def _chosen_categories(chosen: list[str] | None, data: Path | None) -> list[str]
 
 def _retrain(categories: list[str], *, force: bool = False, with_demo: bool = False) -> list[str]:
     """Run the flow; returns the categories that failed. A Prefect server that does not answer is a user's error."""
-    from httpx import HTTPError
+    from flows.prefect_server import answering_server
 
-    try:
-        with settled_params() as params, warm_stages(params.thread_variables):
-            from flows.pipeline import retrain  # seconds to import: only when all that was asked for is possible
+    with settled_params() as params, warm_stages(params.thread_variables), answering_server():
+        from flows.pipeline import retrain  # seconds to import: only when all that was asked for is possible
 
-            return retrain(categories, force=force, with_demo=with_demo)
-    except HTTPError as error:
-        raise UserError(
-            f"The Prefect server does not answer ({type(error).__name__}): check PREFECT_API_URL, or unset it, and run "
-            "again; finished stages are not repeated."
-        ) from error
+        return retrain(categories, force=force, with_demo=with_demo)
 
 
 def _command() -> str:

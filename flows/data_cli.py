@@ -114,8 +114,8 @@ def add(
     _say_names("already there, skipped", [f"{place.record.path.name} (as {place.name})" for place in duplicates])
     _say_names("renamed, as the name was taken", [f"{place.record.name} → {place.name}" for place in renamed])
     if done.is_new:
-        announce_commit(category, done.commit, len(done.difference.added))
-        print(f"{done.message} (version {done.commit[:10]})\nNext: flawline run {category}")
+        print(f"{done.message} (version {done.commit[:10]})", flush=True)
+        print(f"{announce_commit(category, done.commit, len(done.difference.added))}\nNext: flawline run {category}")
     else:
         print(f"Nothing new: {category} stays at version {done.commit[:10]}.")
 

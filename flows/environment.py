@@ -6,7 +6,9 @@ from pathlib import Path
 
 from components.errors import UserError
 from components.mlflow_store import check_place
+from components.network import reach_loopback_directly
 
+HEARTBEAT_SECONDS = 30  # Prefect takes no less
 QUIET = {
     "DO_NOT_TRACK": "1",
     "GX_ANALYTICS_ENABLED": "false",
@@ -16,7 +18,9 @@ QUIET = {
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_TO_API_ENABLED": "false",
     "PREFECT_CLI_PROMPT": "false",
+    "PREFECT_SERVER_EPHEMERAL_ENABLED": "true",  # where a profile names no server
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
 }
 
 
@@ -38,6 +42,9 @@ def enter_project() -> Path:
 def _set_defaults(project: Path) -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("PREFECT_HOME", str(project / ".flawline" / "prefect"))
+    reach_loopback_directly()
+    if "PREFECT_HOME" not in os.environ:  # Prefect's state is the project's; which server it talks to is the person's
+        os.environ.setdefault("PREFECT_PROFILES_PATH", os.path.expanduser("~/.prefect/profiles.toml"))
+        os.environ["PREFECT_HOME"] = str(project / ".flawline" / "prefect")
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)  # Prefect itself makes no parents
     os.environ.setdefault("FLAWLINE_PYTHON", sys.executable)

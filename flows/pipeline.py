@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from prefect import flow, task
+from prefect import flow, runtime, task
 
 from components import registry, tracking
 from components.files import read_json
@@ -17,6 +17,7 @@ from components.names import check_category_names
 from components.params import Params, load_params
 from components.places import Places
 from flows import summary
+from flows.git import BusyError
 from flows.running import running, settled_params
 from flows.stages import DEMO, STAGES, StageFailedError, reproduce, target_of
 from flows.warm_stages import warm_stages
@@ -24,7 +25,7 @@ from flows.warm_stages import warm_stages
 
 def _is_passing(_task: Any, _run: Any, state: Any) -> bool:
     """Retry what may pass by itself (a held lock), not what a person must mend."""
-    return isinstance(state.result(raise_on_failure=False), TimeoutError)
+    return isinstance(state.result(raise_on_failure=False), BusyError)
 
 
 @task(name="demo data", retries=5, retry_delay_seconds=3, retry_condition_fn=_is_passing)
@@ -92,7 +93,7 @@ def _retrain(categories: Sequence[str], params: Params, force: bool, with_demo: 
         if with_demo:
             make_demo_data()
         parent = tracking.start_parent_run(
-            _run_name(categories), categories, shown_params(params), written_params(params)
+            _run_name(categories), categories, shown_params(params), written_params(params), _flow_run()
         )
         os.environ[tracking.PARENT_VARIABLE] = parent.run_id
         numbers = {category: _version_of(category, force) for category in categories}
@@ -122,6 +123,9 @@ def _version_of(category: str, force: bool) -> int | None:
     except StageFailedError as error:
         _say(f"{category}: stopped at {error}")
         return None
+    except BusyError as error:
+        _say(f"{category}: stopped, as {error}")
+        return None
 
 
 def _summarise(parent: tracking.Run, numbers: Mapping[str, int | None], params: Params) -> None:
@@ -138,6 +142,11 @@ def _attach_report(run: tracking.Run, category: str) -> None:
     folder = Places(category).validation
     if folder.is_dir():
         run.log_figure_files(folder, folder=f"validation/{category}")
+
+
+def _flow_run() -> str:
+    """The flow run that a server tries again when its process was killed; this one may be a part of it."""
+    return str(runtime.flow_run.root_flow_run_id or runtime.flow_run.id or "")
 
 
 def _run_name(categories: Sequence[str]) -> str:

@@ -32,8 +32,10 @@ def held_images(source: str | None = None) -> list[Held]:
     ]
 
 
-def accept(names: Sequence[str], source: str | None = None) -> list[Committed]:
+def accept(names: Sequence[str], source: str | None = None) -> list[tuple[Committed, str]]:
     """Commit held images as good ones, one new version per category, then move them to accepted/.
+
+    Returns each version with the sentence that says which Prefect server was told of it.
 
     Safe to repeat after a kill. Raises UserError for an unknown name, and for an image that shows a test image.
     """
@@ -56,14 +58,13 @@ def refuse(names: Sequence[str], source: str | None = None) -> int:
     return len(chosen)
 
 
-def _accept(inbox: Source, category: str, held: Sequence[Held], params: Params) -> Committed:
+def _accept(inbox: Source, category: str, held: Sequence[Held], params: Params) -> tuple[Committed, str]:
     with tempfile.TemporaryDirectory() as folder:
         records = [_record(inbox, one, Path(folder), params) for one in held]
         done = commit_images(category, records, note=f"Accepted by {_person()} after review.", validate=False)
     for one in held:
         decide(inbox, one, "accepted", _decision("accepted"))
-    announce_commit(category, done.commit, len(held))
-    return done
+    return done, announce_commit(category, done.commit, len(held))
 
 
 def _record(inbox: Source, held: Held, folder: Path, params: Params) -> ImageRecord:

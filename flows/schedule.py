@@ -13,6 +13,7 @@ from flows.environment import enter_project
 enter_project()  # a worker starts in the project's folder; settings come before the libraries that read them
 
 from components.params import load_params  # noqa: E402
+from components.tracking import end_abandoned_runs  # noqa: E402
 from flows.ingest import ingest  # noqa: E402
 from flows.pending import Pending, find_pending  # noqa: E402
 from flows.pipeline import retrain  # noqa: E402
@@ -62,6 +63,7 @@ def retrain_arrived(category: str) -> bool:
 @flow(name="flawline-ingest-arrived")
 def ingest_arrived(source: str | None = None) -> list[dict[str, Any]]:
     """Take in what lies in the inbox, as `flawline ingest`; the flow run fails where a category does."""
+    end_abandoned_runs()  # the next who comes by: a retraining that was killed twice has no next try
     summaries = ingest(source)
     errors = [summary["error"] for summary in summaries if "error" in summary]
     if errors:

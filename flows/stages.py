@@ -7,6 +7,7 @@ from pathlib import Path
 
 from components.names import check_category_name
 from flows.dvc_project import innermost
+from flows.git import BusyError
 from flows.running import settled_files
 
 STAGES = ("validate", "synthesize", "train", "fit", "evaluate")
@@ -21,7 +22,7 @@ def reproduce(target: str, *, force: bool = False) -> bool:
     """Run the stage `target` of the project in the current folder if its inputs changed, or always with `force`.
 
     Returns whether it ran (False: its outputs were up to date, or came from the cache). Raises StageFailedError
-    where the stage failed.
+    where the stage failed, BusyError where another DVC command holds the lock.
     """
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
@@ -33,7 +34,9 @@ def reproduce(target: str, *, force: bool = False) -> bool:
         with repo, open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
             return bool(repo.reproduce([target], single_item=True, force=force))
     except LockError as error:
-        raise TimeoutError(f"Another DVC command holds the lock of {Path.cwd()}.") from error
+        raise BusyError(
+            f"another DVC command holds the lock of {Path.cwd()}: let it end, or end it, and run this again."
+        ) from error
     except DvcException as error:
         raise StageFailedError(f"{target}: {innermost(error)}") from error
 

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -60,14 +61,16 @@ def _started(listener: socket.socket, variables: Mapping[str, str]) -> "subproce
 def main(number: str) -> None:
     """Import the libraries, and fork for each stage that a socket is asked for, until standard input is closed.
 
-    number: of the inherited file of the listening socket.
+    number: of the inherited file of the listening socket. When standard input is closed, whatever else is going on,
+    all is killed that was forked: a stage must not go on beside its flow's next try.
     """
+    threading.Thread(target=_end_with_our_owner, daemon=True).start()
     for name in PRELOADED:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what serves a stage
     with socket.socket(fileno=int(number)) as listener:
-        while sys.stdin.fileno() not in select.select([listener.fileno(), sys.stdin.fileno()], [], [])[0]:
+        while True:
             connection, _ = listener.accept()
             if os.fork() == 0:
                 listener.close()
@@ -75,6 +78,11 @@ def main(number: str) -> None:
                 serve(connection)
                 return
             connection.close()
+
+
+def _end_with_our_owner() -> None:
+    os.read(sys.stdin.fileno(), 1)  # nothing is ever sent
+    os.killpg(0, signal.SIGKILL)
 
 
 def serve(connection: socket.socket) -> None:

@@ -15,6 +15,7 @@ from tests.servers import S3Server, s3_server
 
 hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is no fault
 hypothesis.settings.load_profile("patient")
+os.environ["PREFECT_PROFILES_PATH"] = os.devnull  # whoever tests may have a server
 MakeCapsule = Callable[..., Path]
 _MLFLOW_VARIABLES = (
     "MLFLOW_TRACKING_URI",

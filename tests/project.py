@@ -170,4 +170,5 @@ def _environment(folder: Path) -> dict[str, str]:
     if sys.dont_write_bytecode:  # else each of many processes would compile thousands of files anew
         del kept["PYTHONDONTWRITEBYTECODE"]
         own["PYTHONPYCACHEPREFIX"] = str(folder.parent / "bytecode")
+    own["PREFECT_PROFILES_PATH"] = str(folder.parent / "no-profiles.toml")  # whoever tests may have a server
     return kept | own | {"DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}

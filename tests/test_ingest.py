@@ -311,7 +311,8 @@ def test_held_images_are_listed_with_their_reasons(held: list[str]) -> None:
 
 
 def test_an_accepted_image_becomes_a_version_and_a_refused_one_does_not(line: Project, held: list[str]) -> None:
-    (done,) = accept([held[0]])
+    ((done, announced),) = accept([held[0]])
+    assert announced.startswith("No Prefect server was told")
     assert done.message == "Data of widget: +1 good images, 15 in all"
     assert refuse(["dark-1.png"]) == 1
     assert held_images() == []
