@@ -15,7 +15,6 @@ from math import ceil, expm1, floor, log, log1p
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from components.errors import UserError
 
@@ -107,6 +106,8 @@ def conditional_rank(n: int, alpha: float, confidence: float) -> int | None:
     if n < needed_images(alpha, confidence):
         return None
     risk = float(1 - _exact(confidence, "confidence"))
+    from scipy import special  # half a second to import, and no part of scoring
+
     allowed = np.flatnonzero(special.bdtr(np.arange(n), n, alpha) <= risk)
     return n - int(allowed.max(initial=0))
 
@@ -115,6 +116,8 @@ def rate_bound(n: int, rank: int, confidence: float) -> float:
     """The false-alarm rate that is not exceeded, at this confidence, with the threshold at the rank-th of n."""
     if rank == n:
         return _best_rate(n, confidence)
+    from scipy import special
+
     return float(special.betaincinv(n + 1 - rank, rank, confidence))
 
 

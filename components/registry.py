@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import UserError
-from components.files import held_lock, is_digest, new_directory, read_json
+from components.files import held_lock, is_digest, new_directory
 from components.journal import Kind, Move, append_move, champion_at, champion_before, now, read_moves
+from components.mlflow_store import database_of, database_uri
 from components.names import check_category_name, is_category_name
 from components.tracking import (
     DATA_COMMIT,
@@ -32,10 +33,13 @@ from components.tracking import (
     VERDICT,
     connect,
     prepare_environment,
+    registry_uri,
     run_page,
     server_errors_explained,
+    shown_uri,
     tracking_uri,
 )
+from components.version_lookup import known_models, version_tag
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -234,19 +238,41 @@ def find_version(category: str, number: int | None = None) -> Version:
         return _version(client, category, number)
 
 
-def download_capsule(category: str, which: str | int = CHAMPION) -> Path:
-    """The folder of a version's capsule, by alias or number; fetched once and kept under `.flawline/capsules`."""
+def modelled_categories() -> list[str]:
+    """The categories that have a model, sorted."""
+    names = known_models(database_of(STATE.parent)) if _is_own_registry() else None
+    if names is None:
+        return sorted({row.category for row in list_status()})
+    categories = [name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX)]
+    return [category for category in categories if is_category_name(category)]
+
+
+def locate_capsule(category: str, which: str | int = CHAMPION) -> tuple[int, str]:
+    """Number and capsule digest of a version, by alias or number; UserError where there is none."""
+    if _is_own_registry():
+        found = version_tag(database_of(STATE.parent), model_name(category), which, _DIGEST)
+        if found is not None:
+            return found[0], _checked_digest(category, *found)
     with server_errors_explained():
         client, _ = connect()
         number = which if isinstance(which, int) else _aliases(client, category).get(which)
         if number is None:
             raise UserError(f"{category} has no version with the alias {which!r}: run the pipeline for it first.")
-        found = _version(client, category, number)
-        if not is_digest(found.digest):
-            raise UserError(f"The tags of {model_name(category)} version {number} name no capsule: register it again.")
-        folder = STATE / "capsules" / found.digest
-        if not folder.is_dir():
-            _fetch_capsule(client, found, folder)
+        return number, _checked_digest(category, number, _version(client, category, number).digest)
+
+
+def download_capsule(category: str, which: str | int = CHAMPION) -> Path:
+    """The folder of a version's capsule, by alias or number; fetched once and kept under `.flawline/capsules`.
+
+    What is fetched is checked before it is kept, and what is kept and was damaged since is fetched again.
+    """
+    number, digest = locate_capsule(category, which)
+    folder = STATE / "capsules" / digest
+    lock = STATE / "locks" / f"capsule-{digest}.lock"
+    with held_lock(lock, LOCK_SECONDS, UserError(f"Another process has fetched {folder} for long: end it.")):
+        if _capsule_fault(folder, digest):
+            with server_errors_explained():
+                _fetch_capsule(connect()[0], category, number, digest, folder)
     return folder
 
 
@@ -549,6 +575,8 @@ def _signature() -> "ModelSignature":
     from mlflow.types.schema import AnyType
 
     outputs: list[ColSpec | TensorSpec] = [
+        ColSpec(DataType.string, "category"),
+        ColSpec(DataType.string, "capsule_digest"),
         ColSpec(DataType.double, "image_score"),
         ColSpec(DataType.boolean, "is_anomalous"),
         ColSpec(DataType.double, "threshold"),
@@ -592,17 +620,38 @@ def _ensure_model(client: "MlflowClient", name: str) -> None:
             raise
 
 
-def _fetch_capsule(client: "MlflowClient", found: Version, folder: Path) -> None:
+def _checked_digest(category: str, number: int, digest: str) -> str:
+    if not is_digest(digest):
+        raise UserError(f"The tags of {model_name(category)} version {number} name no capsule: register it again.")
+    return digest
+
+
+def _is_own_registry() -> bool:
+    """Whether the models are in the project's own SQLite file."""
+    return registry_uri() == database_uri(STATE.parent)
+
+
+def _capsule_fault(folder: Path, digest: str) -> str:
+    """What is wrong with a fetched capsule; empty where it is whole and the one with this digest."""
+    from components.capsule import checked_card
+
+    try:
+        card = checked_card(folder)
+    except UserError as error:
+        return str(error)
+    return "" if card["digest"] == digest else f"The capsule at {folder} is another one."
+
+
+def _fetch_capsule(client: "MlflowClient", category: str, number: int, digest: str, folder: Path) -> None:
     import mlflow.artifacts
 
     with new_directory(folder) as beside, tempfile.TemporaryDirectory() as scratch:
-        place = client.get_model_version_download_uri(model_name(found.category), str(found.number))
-        source = mlflow.artifacts.download_artifacts(
-            f"{place}/{_CAPSULE_PATH}", dst_path=scratch, tracking_uri=tracking_uri()
-        )
+        place = client.get_model_version_download_uri(model_name(category), str(number))
+        stored = f"{place}/{_CAPSULE_PATH}"
+        source = mlflow.artifacts.download_artifacts(stored, dst_path=scratch, tracking_uri=tracking_uri())
         shutil.copytree(source, beside, dirs_exist_ok=True)
-        if read_json(beside / "capsule.json")["digest"] != found.digest:
+        if _capsule_fault(beside, digest):
             raise UserError(
-                f"The stored capsule of {found.category} version {found.number} is not the one that was registered: "
-                "register it again from its artifacts."
+                f"The stored capsule of {category} version {number} is damaged, or not the one that was registered: "
+                f"put the files at {shown_uri(stored)} back from a copy, such as artifacts/{category}/capsule."
             )

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from PIL import Image
 
@@ -23,6 +24,23 @@ from components.images import ImageLimits, decode_image, resize_image
 
 COLUMN = "image"
 LIMITS = ImageLimits(max_pixels=50_000_000, max_bytes=50_000_000)
+
+
+class RefusalError(MlflowException):
+    """A sentence for the client, which stays as it is: MLflow's server would put the data it was sent before it."""
+
+    def __init__(self, sentence: str) -> None:
+        self._sentence = sentence
+        super().__init__(sentence, error_code=INVALID_PARAMETER_VALUE)
+
+    @property
+    def message(self) -> str:
+        """The sentence."""
+        return self._sentence
+
+    @message.setter
+    def message(self, _text: str) -> None:
+        pass
 
 
 class FlawlinePyfunc(PythonModel):
@@ -39,15 +57,18 @@ class FlawlinePyfunc(PythonModel):
     ) -> pd.DataFrame:
         """Score the images in the column `image`, one row each.
 
-        Columns of the result: `image_score` (higher is more anomalous), `threshold`, `is_anomalous` (the score is
+        Columns of the result: `category` and `capsule_digest` (registered versions have it as a tag of that name, by
+        which MLflow finds them), `image_score` (higher is more anomalous), `threshold`, `is_anomalous` (the score is
         above it), `p_value` (how often a good image scores at least that high). With params={"return_map": True} also
         `anomaly_map`, a base64 PNG of 16-bit grey in which 0 stands for `map_low` and 65535 for `map_high`.
-        Raises MlflowException, which a server answers with status 400, where an image cannot be used.
+        Raises RefusalError, which a server answers with status 400, where an image cannot be used.
         """
         images = decode_rows(model_input, self.capsule.detector.size, LIMITS.at_depth(self.capsule.bits))
         scores, maps = self.capsule.score(images)
         table = pd.DataFrame(
             {
+                "category": self.capsule.category,
+                "capsule_digest": self.capsule.digest,
                 "image_score": scores.astype(float),
                 "is_anomalous": scores > self.capsule.threshold,
                 "threshold": self.capsule.threshold,
@@ -58,13 +79,13 @@ class FlawlinePyfunc(PythonModel):
 
 
 def decode_rows(table: pd.DataFrame, size: int, limits: ImageLimits = LIMITS) -> list[np.ndarray]:
-    """The images of the column `image`, each (size, size, 3) uint8; MlflowException names the row that is unfit."""
+    """The images of the column `image`, each (size, size, 3) uint8; RefusalError names the row that is unfit."""
     if COLUMN not in table:
-        raise MlflowException.invalid_parameter_value(
+        raise RefusalError(
             f"The input has no column {COLUMN!r}: send image files as base64 text in a column of that name."
         )
     if table.empty:
-        raise MlflowException.invalid_parameter_value("The input holds no image: send at least one row.")
+        raise RefusalError("The input holds no image: send at least one row.")
     # Resampled one by one, so that a batch of large images never lies decoded in memory.
     return [resize_image(_decode(value, row, limits), size) for row, value in enumerate(table[COLUMN])]
 
@@ -84,7 +105,7 @@ def _decode(value: Any, row: int, limits: ImageLimits) -> np.ndarray:
     try:
         return decode_image(_file_bytes(value, name), name, limits)
     except UserError as error:
-        raise MlflowException.invalid_parameter_value(str(error)) from error
+        raise RefusalError(str(error)) from error
 
 
 def _file_bytes(value: Any, name: str) -> bytes:

@@ -119,14 +119,15 @@ def score(
         check_category_name(category)
     from flows.scoring import category_of, score_images
 
-    rows = score_images(paths, category or category_of(paths), version, maps)
-    if as_json:
-        print(json.dumps(rows, indent=2))
-    else:
+    scored = score_images(paths, category or category_of(paths), version, maps)
+    if as_json and scored.rows:
+        print(json.dumps(scored.rows, indent=2))
+    elif scored.rows:
         print_table(
-            rows,
+            scored.rows,
             {"image": "image", "score": "score", "threshold": "threshold", "verdict": "verdict", "p_value": "p-value"},
         )
+    scored.check()
 
 
 @app.command()

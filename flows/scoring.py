@@ -1,16 +1,38 @@
 """Score image files with a registered model, for the command line."""
 
-from collections.abc import Sequence
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from components import registry
 from components.capsule import Capsule, load_capsule
-from components.errors import UserError
-from components.figures import map_gallery
-from components.images import read_image, resize_image
+from components.detector import BATCH
+from components.errors import UserError, printable
+from components.images import ImageLimits, read_image, resize_image
 from components.params import load_params
 from components.runtime import use_threads
+
+
+@dataclass
+class Scored:
+    """One row for each image that could be read, and one sentence for each that could not."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Raise UserError, one sentence, where an image could not be scored."""
+        if len(self.refused) == 1:
+            raise UserError(self.refused[0])
+        if self.refused:
+            count = f"{len(self.refused)} of {len(self.refused) + len(self.rows)} images could not be scored"
+            raise UserError(f"{count}: {' '.join(self.refused)}")
 
 
 def category_of(paths: Sequence[Path]) -> str:
@@ -18,7 +40,7 @@ def category_of(paths: Sequence[Path]) -> str:
 
     Raises UserError where that is not clear.
     """
-    known = list(dict.fromkeys(row.category for row in registry.list_status()))
+    known = registry.modelled_categories()
     fitting = [name for name in known if all(name in path.parts for path in paths)]
     if len(fitting) == 1:
         return fitting[0]
@@ -29,41 +51,75 @@ def category_of(paths: Sequence[Path]) -> str:
     raise UserError(f"Which product do these images show? Give --category, one of {', '.join(known)}.")
 
 
-def score_images(paths: Sequence[Path], category: str, version: str, maps: Path | None) -> list[dict[str, Any]]:
-    """Score each image; one row each with image, category, version, score, threshold, verdict, p_value and map.
+def score_images(paths: Sequence[Path], category: str, which: str, maps: Path | None) -> Scored:
+    """Score each image; a row has image, category, version, capsule_digest, score, threshold, verdict, p_value and map.
 
-    version: alias or number. maps: folder for one picture (image and anomaly map side by side) of each image.
+    which: alias or number of the version. maps: folder for one picture (image and anomaly map side by side) of each
+    image. Images are decoded one by one and kept at the model's size only, so memory does not grow with their number.
     """
     params = load_params()
     use_threads(params.threads)
-    limits = params.limits.image_limits()
-    capsule = load_capsule(registry.download_capsule(category, int(version) if version.isdecimal() else version))
-    images = [read_image(path, limits.at_depth(capsule.bits)) for path in paths]
-    scores, anomaly_maps = capsule.score(images)
+    number, digest = registry.locate_capsule(category, int(which) if which.isdecimal() else which)
+    capsule = load_capsule(registry.download_capsule(category, number))
+    limits = params.limits.image_limits().at_depth(capsule.bits)
+    source = {"category": category, "version": number, "capsule_digest": digest}
+    scored = Scored()
+    for start in range(0, len(paths), BATCH):
+        read = list(_readable(paths[start : start + BATCH], capsule.detector.size, limits, scored.refused))
+        if read:
+            scored.rows += _rows(capsule, read, source, maps)
+    return scored
+
+
+def _readable(
+    paths: Sequence[Path], size: int, limits: ImageLimits, refused: list[str]
+) -> Iterator[tuple[Path, np.ndarray]]:
+    """The images that can be decoded, (size, size, 3) uint8; why others cannot is appended to `refused`."""
+    for path in paths:
+        try:
+            yield path, resize_image(read_image(path, limits), size)
+        except UserError as error:
+            refused.append(printable(str(error)))
+
+
+def _rows(
+    capsule: Capsule, read: Sequence[tuple[Path, np.ndarray]], source: dict[str, Any], maps: Path | None
+) -> list[dict[str, Any]]:
+    scores, anomaly_maps = capsule.score([image for _, image in read])
+    p_values = capsule.p_values(scores)
     rows = []
-    for row, (path, score) in enumerate(zip(paths, scores.tolist(), strict=True)):
-        picture = _draw(capsule, images[row], anomaly_maps[row], score, path, maps) if maps else None
+    for (path, image), score, p_value, anomaly_map in zip(
+        read, scores.tolist(), p_values.tolist(), anomaly_maps, strict=True
+    ):
+        verdict = "defect" if score > capsule.threshold else "good"
+        picture = _draw(capsule, image, anomaly_map, score, path, maps) if maps else None
         rows.append(
             {
                 "image": str(path),
-                "category": category,
-                "version": version,
+                **source,
                 "score": score,
                 "threshold": capsule.threshold,
-                "verdict": "defect" if score > capsule.threshold else "good",
-                "p_value": float(capsule.p_values(scores[row : row + 1])[0]),
+                "verdict": verdict,
+                "p_value": p_value,
                 "map": str(picture) if picture else None,
             }
         )
     return rows
 
 
-def _draw(capsule: Capsule, image: Any, anomaly_map: Any, score: float, path: Path, folder: Path) -> Path:
+def _draw(capsule: Capsule, image: np.ndarray, anomaly_map: np.ndarray, score: float, path: Path, folder: Path) -> Path:
+    from components.figures import map_gallery  # imports matplotlib
+
+    picture = folder / picture_name(path)
+    title = printable(f"{capsule.category}: {path.name}")
     verdict = "defect" if score > capsule.threshold else "good"
-    picture = folder / f"{path.parent.name}-{path.stem}.png"
-    shown = resize_image(image, capsule.detector.size)
-    title = f"{capsule.category}: {path.name}"
     map_gallery(
-        [shown], [anomaly_map], None, [score], [verdict], picture, capsule.map_range, capsule.threshold, title=title
+        [image], [anomaly_map], None, [score], [verdict], picture, capsule.map_range, capsule.threshold, title=title
     )
     return picture
+
+
+def picture_name(path: Path) -> str:
+    """What the picture of an image is called: folder and stem, and a digest by which paths that share these differ."""
+    words = re.sub(r"[^\w.-]+", "_", f"{path.parent.name}-{path.stem}")[:50]
+    return f"{words}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}.png"

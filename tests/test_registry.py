@@ -134,6 +134,41 @@ def test_a_damaged_capsule_is_not_registered(workspace: Path, make_capsule: Make
     assert list_status() == []
 
 
+def stored_files(digest: str) -> Path:
+    (folder,) = Path(".flawline/mlflow/artifacts").glob(f"*/artifacts/capsule-{digest[:12]}/artifacts/capsule")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["density.safetensors", "capsule.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b'{"format": 1, "x": NaN, "files": 3}', None])
+def test_what_arrives_damaged_is_not_kept(
+    workspace: Path, make_capsule: MakeCapsule, name: str, content: bytes | None
+) -> None:
+    version = register(make_capsule(Path("capsule")))
+    stored = stored_files(version.digest) / name
+    sound = stored.read_bytes()
+    if content is None:
+        stored.unlink()
+    else:
+        stored.write_bytes(content)
+    with pytest.raises(UserError, match=r"stored capsule of bottle version 1 is damaged.* put the files at .* back"):
+        download_capsule("bottle", version.number)
+    assert not list(Path(".flawline/capsules").iterdir())
+    stored.write_bytes(sound)
+    assert digest_tree(download_capsule("bottle", version.number)) == digest_tree(Path("capsule"))
+
+
+@pytest.mark.parametrize("name", ["density.safetensors", "capsule.json", "encoders/pretrained/encoder.safetensors"])
+def test_what_is_kept_and_was_damaged_is_fetched_again(workspace: Path, make_capsule: MakeCapsule, name: str) -> None:
+    version = register(make_capsule(Path("capsule")))
+    kept = download_capsule("bottle", version.number)
+    content = (kept / name).read_bytes()
+    (kept / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert digest_tree(download_capsule("bottle", version.number)) == digest_tree(Path("capsule"))
+    (kept / name).unlink()
+    assert digest_tree(download_capsule("bottle", version.number)) == digest_tree(Path("capsule"))
+
+
 def test_status_has_rows_of_the_champion_and_the_challenger(workspace: Path, make_capsule: MakeCapsule) -> None:
     for name, threshold in [("one", 5.0), ("two", 6.0)]:
         register(make_capsule(workspace / name, threshold, "bottle"))

@@ -11,6 +11,7 @@ from PIL import Image
 
 from components.images import resize_image
 from tests.conftest import MakeCapsule
+from tests.serving import frame, png, text
 
 
 @pytest.fixture(scope="module")
@@ -39,22 +40,6 @@ def images() -> list[np.ndarray]:
     return [*good, generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)]
 
 
-def png(image: np.ndarray) -> bytes:
-    buffer = BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def text(image: np.ndarray) -> str:
-    return base64.b64encode(png(image)).decode()
-
-
-def frame(values: list[Any], column: str = "image") -> Any:
-    import pandas as pd
-
-    return pd.DataFrame({column: values})
-
-
 @pytest.mark.parametrize("encode", [png, text], ids=["bytes", "base64"])
 def test_predict_gives_what_the_capsule_gives(
     saved: tuple[Path, Path], model: Any, images: list[np.ndarray], encode: Any
@@ -64,7 +49,10 @@ def test_predict_gives_what_the_capsule_gives(
     capsule = load_capsule(saved[0])
     scores, _ = capsule.score([resize_image(image, 32) for image in images])
     found = model.predict(frame([encode(image) for image in images]))
-    assert list(found) == ["image_score", "is_anomalous", "threshold", "p_value"]
+    assert list(found) == ["category", "capsule_digest", "image_score", "is_anomalous", "threshold", "p_value"]
+    assert found["category"].tolist() == ["bottle"] * 3
+    assert found["capsule_digest"].tolist() == [capsule.digest] * 3
+    assert model.metadata.get_output_schema().input_names() == list(found)
     np.testing.assert_allclose(found["image_score"], scores, rtol=1e-5)
     assert found["is_anomalous"].tolist() == (scores > 10.0).tolist() == [False, False, True]
     assert found["threshold"].tolist() == [10.0] * 3
