@@ -8,6 +8,10 @@ class UserError(Exception):
     """An error that the user can mend: one sentence that says what is wrong, where, and what to do."""
 
 
+class ServerError(UserError):
+    """A server did not do what it was asked for: the same may succeed later, when it is back."""
+
+
 def os_error_sentence(error: OSError) -> str:
     """Say an operating-system error in one sentence, with the file it concerns and the remedy where there is one."""
     where = f" at {os.fspath(error.filename)}" if error.filename else ""

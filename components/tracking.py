@@ -26,7 +26,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from components import open_runs, outbox
-from components.errors import UserError
+from components.errors import ServerError
 from components.files import digest_of, sha256_file
 from components.mlflow_names import fit_name
 from components.mlflow_store import artifact_location, database_of, database_uri, follow_move
@@ -189,7 +189,7 @@ def server_errors_explained() -> Iterator[None]:
     except Exception as error:
         if not _is_server_failure(error):
             raise
-        raise UserError(
+        raise ServerError(
             f"MLflow at {shown_uri(tracking_uri())} could not do this ({_reason(error)}): "
             "check MLFLOW_TRACKING_URI and that the server is up, then run again."
         ) from error

@@ -140,6 +140,7 @@ def status(
     if version is not None and category is None:
         raise UserError("Which category's version? Name it: `flawline status CATEGORY --version N`.")
     enter_project()
+    _catch_up()
     if category is not None:
         from flows.version_report import print_version
 
@@ -199,8 +200,10 @@ def _chosen_categories(chosen: list[str] | None, data: Path | None) -> list[str]
 
 def _retrain(categories: list[str], *, force: bool = False, with_demo: bool = False) -> list[str]:
     """Run the flow; returns the categories that failed. A Prefect server that does not answer is a user's error."""
+    from components.disk import check_room
     from flows.prefect_server import answering_server
 
+    check_room(Path(".flawline").absolute())
     with settled_params() as params, warm_stages(params.thread_variables), answering_server():
         from flows.pipeline import retrain  # seconds to import: only when all that was asked for is possible
 
@@ -218,6 +221,17 @@ def _status_rows(categories: list[str] | None) -> list[dict[str, Any]]:
     from components.registry import list_status
 
     return [asdict(row) for row in list_status(categories)]
+
+
+def _catch_up() -> None:
+    """Send and register what waits for MLflow; seconds of imports only where something does."""
+    from components import outbox
+    from flows import unregistered
+
+    if unregistered.categories() or not outbox.is_empty():
+        from flows.pipeline import catch_up
+
+        catch_up()
 
 
 def _show_status(categories: list[str]) -> None:

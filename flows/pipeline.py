@@ -10,13 +10,14 @@ from typing import Any
 from prefect import flow, runtime, task
 
 from components import registry, tracking
+from components.errors import ServerError, UserError, os_error_sentence
 from components.files import read_json
 from components.fingerprint import shown_params, written_params
 from components.gate import missing_for_first
 from components.names import check_category_names
 from components.params import Params, load_params
 from components.places import Places
-from flows import summary
+from flows import summary, unregistered
 from flows.git import BusyError
 from flows.running import running, settled_params
 from flows.stages import DEMO, STAGES, StageFailedError, reproduce, target_of
@@ -96,6 +97,7 @@ def _retrain(categories: Sequence[str], params: Params, force: bool, with_demo: 
             _run_name(categories), categories, shown_params(params), written_params(params), _flow_run()
         )
         os.environ[tracking.PARENT_VARIABLE] = parent.run_id
+        catch_up(except_for=categories)
         numbers = {category: _version_of(category, force) for category in categories}
     failed = [category for category, number in numbers.items() if number is None]
     for category in failed:  # what has a model has its report in its own run
@@ -111,28 +113,60 @@ def run_category(category: str, force: bool = False) -> int:
         begun = time.monotonic()
         ran = run_stage(stage, category, force)
         _say(f"{category}: {stage} {f'done in {time.monotonic() - begun:.0f} s' if ran else 'is up to date'}")
-    version = register(category)
-    _say(f"{category}: version {version} {promote(category, version)}")
+    try:
+        version = register(category)
+        _say(f"{category}: version {version} {promote(category, version)}")
+    except ServerError as error:
+        unregistered.note(category)
+        raise UserError(
+            f"computed, but not registered: {error} The model is registered by the next `flawline run`, or "
+            "`flawline status`, that reaches it."
+        ) from error
+    unregistered.forget(category)
     return version
 
 
+def catch_up(except_for: Sequence[str] = ()) -> None:
+    """Register what earlier runs computed while MLflow was away, and send the records that wait for it.
+
+    except_for: categories that are registered anyhow. Whatever fails is said, and stays for the next time.
+    """
+    with tracking.suppress_tracking_failure():
+        tracking.send_kept_records()
+    for category in unregistered.categories():
+        try:
+            if category not in except_for and unregistered.is_current(category):
+                version = register.fn(category)
+                _say(f"{category}: version {version} {promote.fn(category, version)}, registered late")
+                unregistered.forget(category)
+        except (UserError, OSError) as error:
+            _say(f"{category}: still not registered: {error}")
+
+
 def _version_of(category: str, force: bool) -> int | None:
-    """The version that a category came to; None where a stage failed."""
+    """The version that a category came to; None where it came to none, which is said."""
     try:
         return run_category(category, force)
     except StageFailedError as error:
         _say(f"{category}: stopped at {error}")
-        return None
     except BusyError as error:
         _say(f"{category}: stopped, as {error}")
-        return None
+    except UserError as error:
+        _say(f"{category}: {error}")
+    except OSError as error:
+        _say(f"{category}: {os_error_sentence(error)}")
+    return None
 
 
 def _summarise(parent: tracking.Run, numbers: Mapping[str, int | None], params: Params) -> None:
     """Tell the parent run what its categories came to."""
     if not parent.is_tracked:
         return
-    made = summary.versions_made(numbers)
+    try:
+        made = summary.versions_made(numbers)
+    except ServerError as error:
+        _say(f"The retraining's own run in MLflow has no table of what came of it: {error}")
+        return
     parent.log_metrics(summary.mean_figures(made))
     parent.set_tags({tracking.NOTE: summary.as_markdown(made), **summary.verdict_tags(made)})
     parent.log_data(summary.data_used(made, params))

@@ -16,7 +16,7 @@ from components.params import load_params  # noqa: E402
 from components.tracking import end_abandoned_runs  # noqa: E402
 from flows.ingest import ingest  # noqa: E402
 from flows.pending import Pending, find_pending  # noqa: E402
-from flows.pipeline import retrain  # noqa: E402
+from flows.pipeline import catch_up, retrain  # noqa: E402
 
 
 @flow(name="flawline-retrain-category", flow_run_name="retrain {category}")
@@ -32,6 +32,7 @@ def retrain_changed(min_images: int | None = None, max_hours: float | None = Non
     min_images: how many images must have been added, removed or changed. max_hours: after so long fewer are enough.
     `ingest.retrain_images` and `retrain_hours` of params.yaml where they are not given.
     """
+    catch_up()
     enough = load_params().ingest
     images = enough.retrain_images if min_images is None else min_images
     hours = enough.retrain_hours if max_hours is None else max_hours
@@ -49,6 +50,7 @@ def retrain_arrived(category: str) -> bool:
     How much is enough: `ingest.retrain_images` and `retrain_hours` of params.yaml. What is not due now is looked at
     again when the next version comes, when it has waited for `retrain_hours`, and by `retrain_changed`.
     """
+    catch_up()
     enough = load_params().ingest
     now = datetime.now(UTC)
     pending = find_pending([category])

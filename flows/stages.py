@@ -4,7 +4,9 @@ import contextlib
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
+from components.disk import is_full
 from components.names import check_category_name
 from flows.dvc_project import innermost
 from flows.git import BusyError
@@ -29,16 +31,32 @@ def reproduce(target: str, *, force: bool = False) -> bool:
     from dvc.repo import Repo
 
     logging.getLogger("dvc").setLevel(logging.WARNING)  # the flow itself says what runs
+    logging.getLogger("dvc_data").setLevel(logging.CRITICAL)  # a traceback for each file that could not be stored
     try:
         repo = Repo(os.fspath(Path.cwd()), settled_files())
         with repo, open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
-            return bool(repo.reproduce([target], single_item=True, force=force))
+            ran = bool(repo.reproduce([target], single_item=True, force=force))
+            _check_stored(repo, target)
+            return ran
     except LockError as error:
         raise BusyError(
             f"another DVC command holds the lock of {Path.cwd()}: let it end, or end it, and run this again."
         ) from error
     except DvcException as error:
         raise StageFailedError(f"{target}: {innermost(error)}") from error
+
+
+def _check_stored(repo: Any, target: str) -> None:
+    """Raise StageFailedError where DVC's cache lacks an output of the stage: DVC only logs what it could not store."""
+    for stage in repo.stage.collect(target):
+        lacking = [out.def_path for out in stage.outs if out.use_cache and out.changed_cache()]
+        if lacking:
+            cache = Path(repo.cache.local.path)
+            why = f"the disk is full at {cache}" if is_full(cache) else f"it could not be written to {cache}"
+            raise StageFailedError(
+                f"{target}: {', '.join(lacking)} is not in DVC's cache, as {why}: make room there, or check its mode, "
+                "and run again"
+            )
 
 
 def target_of(stage: str, category: str) -> str:

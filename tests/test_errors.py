@@ -197,6 +197,50 @@ def test_a_file_that_may_not_grow_further_during_the_capsules_write(ran: Project
     assert digest_tree(copy.folder / "artifacts" / "widget") == before
 
 
+REPRODUCE = """
+from flows.stages import StageFailedError, reproduce
+try:
+    print(reproduce("validate@widget"))
+except StageFailedError as error:
+    print(error)
+"""
+
+
+def test_a_stage_whose_outputs_the_cache_did_not_take_is_not_done(project: Project, tmp_path: Path) -> None:
+    copy = project.copy(tmp_path / "project")
+    cache = copy.folder / ".dvc" / "cache"
+    cache.mkdir(exist_ok=True)
+    if not _mount(cache, 4096):
+        pytest.skip("a file system of limited size can only be mounted by root on Linux")
+    try:
+        done = copy.run("-c", REPRODUCE)
+        assert "validate@widget: artifacts/widget/validation is not in DVC's cache" in done.stdout
+        assert f"as the disk is full at {cache}" in done.stdout
+        assert "Traceback" not in done.stderr
+        subprocess.run(["mount", "-o", "remount,size=64m", str(cache)], check=True)
+        assert copy.run("-c", REPRODUCE).stdout == "True\n"
+        assert copy.run("-c", REPRODUCE).stdout == "False\n"
+    finally:
+        subprocess.run(["umount", "-l", str(cache)], check=True)
+
+
+def test_a_run_whose_own_state_has_no_room_is_refused_before_anything_is_computed(
+    project: Project, tmp_path: Path
+) -> None:
+    copy = project.copy(tmp_path / "project")
+    state = copy.folder / ".flawline"
+    state.mkdir()
+    if not _mount(state, 2_000_000):
+        pytest.skip("a file system of limited size can only be mounted by root on Linux")
+    try:
+        done = copy.flawline("run")
+    finally:
+        subprocess.run(["umount", "-l", str(state)], check=True)
+    assert done.returncode == 1
+    assert is_one_sentence(done.stderr), done.stderr
+    assert f"The disk is full at {state}" in done.stderr
+
+
 def last_line(stderr: str) -> str:
     """What was said last: before it the stage may say that training did not help."""
     return stderr.strip().splitlines()[-1]

@@ -1,6 +1,7 @@
 """What MLflow could not take is kept, and comes to it once and whole with the next connection."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from components import outbox, tracking
+from components import outbox, registry, tracking
+from components.errors import UserError
+from components.files import read_json, write_json
+from components.places import Places
 from components.tracking import DataVersion, Run, finish_parent_run, finish_run, open_run, start_parent_run
+from tests.conftest import MakeCapsule
+from tests.project import CATEGORIES, Project
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
@@ -216,3 +222,58 @@ def _forget_connections() -> None:
 
     for engine in SqlAlchemyStore._engine_map.values():
         engine.dispose()
+
+
+def test_what_could_not_be_registered_is_registered_later_unless_it_has_changed(
+    away: pytest.MonkeyPatch, tmp_path: Path, make_capsule: MakeCapsule, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flows import unregistered
+    from flows.pipeline import FIGURES, catch_up
+
+    with pytest.MonkeyPatch.context() as there:
+        there.delenv("MLFLOW_TRACKING_URI")
+        for category in ("bottle", "screw"):  # each has a champion already
+            registry.register(category, make_capsule(tmp_path / category, category=category), "", {}, "pretrained")
+            registry.promote(category, 1, "first version")
+    for category in ("bottle", "screw"):
+        capsule = make_capsule(Places(category).capsule, threshold=6.0, category=category)
+        figures = dict.fromkeys(FIGURES, 0.9)
+        digest = read_json(capsule / "capsule.json")["digest"]
+        known = {"capsule_digest": digest, "method": "pretrained", "by_kind": {}, **figures}
+        write_json(Places(category).figures, known)
+        unregistered.note(category)
+    catch_up()
+    assert capsys.readouterr().err.count("still not registered: MLflow at http://127.0.0.1:9 could not") == 2
+    shutil.rmtree(Places("screw").capsule)
+    make_capsule(Places("screw").capsule, threshold=7.0, category="screw")
+    away.undo()
+    catch_up()
+    assert "bottle: version 2 is the challenger, registered late" in capsys.readouterr().err
+    assert unregistered.categories() == []
+    assert [(row.category, row.version) for row in registry.list_status()] == [
+        ("bottle", 1),
+        ("bottle", 2),
+        ("screw", 1),
+    ]
+    with pytest.raises(UserError):
+        registry.download_capsule("screw", 2)
+
+
+@pytest.mark.slow
+def test_a_server_that_is_away_stops_no_category_and_what_was_not_registered_is_caught_up(
+    ran: Project, tmp_path: Path
+) -> None:
+    copy = ran.copy(tmp_path / "project")
+    shutil.rmtree(copy.folder / ".flawline/mlflow")
+    shutil.rmtree(copy.folder / ".flawline/journal")
+    server = Project(copy.folder, {**copy.environment, "MLFLOW_TRACKING_URI": AWAY})
+    done = server.flawline("run")
+    assert done.returncode == 1
+    for category in CATEGORIES:
+        assert f"{category}: computed, but not registered: MLflow at {AWAY} could not do this" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = copy.flawline("run", "widget")
+    assert done.returncode == 0, done.stderr
+    assert "gadget: version 1 is the champion, registered late" in done.stderr
+    assert "widget: version 1 is the champion" in done.stderr
+    assert list((copy.folder / ".flawline/unregistered").iterdir()) == []
