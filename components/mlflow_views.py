@@ -16,12 +16,12 @@ _MADE = 1_764_547_200_000  # ms since 1970; the page wants a time, and the same 
 
 
 def view_tags(figures: Sequence[str], is_model: str) -> dict[str, str]:
-    """Tags of the two views: all models beside one another, and retrainings with their models inside.
+    """Tags of the two views: all models, those of a category together, and retrainings with their models inside.
 
     figures: names of the metrics to show, in order. is_model: a filter that only the runs of models pass.
     """
     columns = {
-        **{f"metrics.`{name}`": 40 + 7 * len(name) for name in figures},  # column -> width in pixels
+        **{f"metrics.`{name}`": 24 + 7 * len(name) for name in figures},  # column -> width in pixels
         "params.`method`": 120,
         "tags.`data_version`": 110,
         "tags.`verdict`": 260,
@@ -30,10 +30,10 @@ def view_tags(figures: Sequence[str], is_model: str) -> dict[str, str]:
         "attributes.`Source`": 110,
     }
     state = {"selectedColumns": list(columns), "columnOrder": list(columns), "columnWidths": columns}
-    flat = {"searchFilter": is_model, "orderByKey": "attributes.end_time", "orderByAsc": False}
-    return {  # in any other order than the usual one, the runs of models are not hidden in their parents
-        _PREFIX + MODELS: _saved("Models, each with its figures", {**state, **flat}),
-        _PREFIX + RETRAININGS: _saved("Retrainings, with their models inside", state),
+    flat = {"searchFilter": is_model, "orderByKey": "tags.`mlflow.runName`", "orderByAsc": True}
+    return {  # in any other order than by time, the runs of models are not hidden in their parents
+        _PREFIX + MODELS: _saved("Models, by category", {**state, **flat}),
+        _PREFIX + RETRAININGS: _saved("Retrainings, by time", state),
     }
 
 

@@ -65,13 +65,14 @@ SOURCE_NAME, SOURCE_TYPE = "mlflow.source.name", "mlflow.source.type"
 NOTE = "mlflow.note.content"  # what the UI shows as description
 # Groups of metrics become sections of a page, sorted by name: the summary comes first.
 FIGURES, KINDS, PICTURES = "figures", "kinds", "pictures"
-SUMMARY = ("image_auroc", "pixel_auroc", "aupro", "false_alarm_rate", "threshold", "f1", "exam_mark")
+COLUMNS = ("image_auroc", "pixel_auroc", "aupro", "false_alarm_rate", "threshold")
+SUMMARY = (*COLUMNS, "f1", "exam_mark")
 # Without its kind the UI takes an experiment for one of language models, and shows traces instead of runs.
 _EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",
     NOTE: "A retraining is a run; the runs inside it, one for each category, have figures, curves and pictures. "
     "The menu *Views* shows figures, method, data version and verdict as columns.",
-    **view_tags([f"{FIGURES}/{name}" for name in SUMMARY], f"tags.`{CATEGORY}` != ''"),
+    **view_tags([f"{FIGURES}/{name}" for name in COLUMNS], f"tags.`{CATEGORY}` != ''"),
 }
 
 _FLUSH_SECONDS = 5.0

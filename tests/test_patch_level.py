@@ -108,7 +108,7 @@ def test_the_stages_train_choose_fit_and_measure_it(workspace: Path) -> None:
     assert set(selection["held_out_marks"]) == names
     assert selection["encoder"] == max(names, key=lambda name: selection["held_out_marks"][name])
 
-    metrics = json.loads((workspace / "metrics" / "widget.json").read_text())
+    metrics = json.loads((workspace / "artifacts" / "widget" / "evaluation" / "figures.json").read_text())
     assert (metrics["method"], metrics["encoder"]) == ("cutpaste-patch", selection["encoder"])
     assert metrics["image_auroc"] > 0.9
 

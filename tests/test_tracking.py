@@ -128,11 +128,11 @@ def test_the_page_of_the_runs_shows_figures_method_data_and_verdict_as_columns(w
         f"metrics.`figures/{name}`" for name in ("image_auroc", "pixel_auroc", "aupro", "false_alarm_rate")
     ]
     assert {"params.`method`", "tags.`data_version`", "tags.`verdict`"} < set(state["columnOrder"])
-    found = client.search_runs([experiment], state["searchFilter"], order_by=[f"{state['orderByKey']} DESC"])
+    found = client.search_runs([experiment], state["searchFilter"], order_by=[state["orderByKey"]])
     assert found == []
     model = opened()
     start_parent_run("retraining", ["bottle"], PARAMS)
-    found = client.search_runs([experiment], state["searchFilter"], order_by=[f"{state['orderByKey']} DESC"])
+    found = client.search_runs([experiment], state["searchFilter"], order_by=[state["orderByKey"]])
     assert [run.info.run_id for run in found] == [model.run_id]
 
 
