@@ -223,3 +223,14 @@ def test_counts_that_differ_are_refused(tmp_path: Path) -> None:
         figures.contact_sheet([grey(1)], [], tmp_path / "x.png")
     with pytest.raises(ValueError, match="as many"):
         figures.map_gallery([grey(1)], [np.zeros((2, 2))], None, [1.0, 2.0], ["a"], tmp_path / "x.png")
+
+
+def test_a_picture_for_comparison_shows_image_defect_and_map_side_by_side() -> None:
+    image, mask, heat = np.full((32, 32, 3), 90, np.uint8), np.zeros((32, 32), bool), np.zeros((32, 32), np.float32)
+    mask[8:20, 8:20], heat[8:20, 8:20] = True, 9
+    picture = np.asarray(figures.map_picture(image, heat, mask, "hole 001.png, 3.2", (0.0, 9.0)))  # (H, W, 3)
+    left, right = picture[:256, :256].astype(int), picture[:256, -256:].astype(int)
+    assert (left == figures.TRUTH_COLOUR).all(-1).any()
+    assert np.abs(right[110, 110] - 90).max() > 50
+    assert np.abs(right[230, 230] - 90).max() <= 1
+    assert (picture[256:] < 100).any(), "the words under it"
