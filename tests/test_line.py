@@ -209,7 +209,7 @@ def test_dvc_shows_figures_that_fit_a_screen_and_plots(ran: Project) -> None:
     assert {name.split("/")[-1] for name in plots if "/widget/" in name} == {
         "roc.csv", "precision_recall.csv", "scores.csv", "training.csv",
     }  # fmt: skip
-    assert all(plot for plot in plots.values())
+    assert all(plot for name, plot in plots.items() if "/widget/" in name)
 
 
 def test_a_version_leads_to_the_run_that_made_it(ran: Project, client: "MlflowClient") -> None:
