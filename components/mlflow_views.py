@@ -21,10 +21,10 @@ def view_tags(figures: Sequence[str], is_model: str) -> dict[str, str]:
     figures: names of the metrics to show, in order. is_model: a filter that only the runs of models pass.
     """
     columns = {
-        **{f"metrics.`{name}`": 24 + 7 * len(name) for name in figures},  # column -> width in pixels
-        "params.`method`": 120,
-        "tags.`data_version`": 110,
-        "tags.`verdict`": 260,
+        **{f"metrics.`{name}`": 18 + 7 * len(name) for name in figures},  # column -> width in pixels
+        "params.`method`": 105,
+        "tags.`data_version`": 95,
+        "tags.`verdict`": 180,
         "attributes.`Models`": 150,
         "attributes.`Dataset`": 200,
         "attributes.`Source`": 110,
