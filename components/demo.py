@@ -21,9 +21,9 @@ from components.files import new_directory
 from components.libraries import check_libraries
 from components.making import check_unchanged
 from components.params import DemoParams, Params, load_params
+from components.places import DEMO
 from components.stage import run_guarded
 
-DESTINATION = Path("data/demo")
 PHOTOGRAPHS = {"brick": "right", "gravel": "left", "grass": "right"}  # and the side that is kept for testing
 MARGIN = 16  # columns between the training and the test part
 REACH = 0.1  # picture sides within which a line can change the picture
@@ -34,7 +34,7 @@ STEPS = np.array([0.7548776662, 0.5698402910])  # of the two-dimensional golden-
 
 def main(params: Params) -> None:
     """Write the three categories to `data/demo`, whole or not at all; equal parameters give equal bytes."""
-    with new_directory(DESTINATION) as root:
+    with new_directory(DEMO) as root:
         for name, test_side in PHOTOGRAPHS.items():
             train_part, test_part = split_photograph(read_photograph(name), params.demo.tile, test_side)
             write_category(root / name, train_part, test_part, params.demo)

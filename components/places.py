@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+DEMO = Path("data/demo")  # made anew by each `flawline demo`: no place for a user's images
+
 
 @dataclass(frozen=True)
 class Places:

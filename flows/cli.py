@@ -50,12 +50,13 @@ def main() -> None:
 def demo() -> None:
     """Build the demo data set, run the whole line on it, and show what came out and what to try next."""
     enter_project()
-    from components.demo import DESTINATION, PHOTOGRAPHS
+    from components.demo import PHOTOGRAPHS
+    from components.places import DEMO
     from flows.settings import edit_params
 
     categories = list(PHOTOGRAPHS)
     with running(_command()):
-        edit_params("demo", values={"data.root": str(DESTINATION), "data.categories": categories})
+        edit_params("demo", values={"data.root": str(DEMO), "data.categories": categories})
         failed = _retrain(categories, with_demo=True)
     _show_status(categories)
     _fail_if(failed)

@@ -20,7 +20,7 @@ from components.places import Places
 from flows import summary, unregistered
 from flows.git import BusyError
 from flows.running import running, settled_params
-from flows.stages import DEMO, STAGES, StageFailedError, reproduce, target_of
+from flows.stages import STAGES, StageFailedError, reproduce, target_of
 from flows.warm_stages import warm_stages
 
 
@@ -29,10 +29,12 @@ def _is_passing(_task: Any, _run: Any, state: Any) -> bool:
     return isinstance(state.result(raise_on_failure=False), BusyError)
 
 
-@task(name="demo data", retries=5, retry_delay_seconds=3, retry_condition_fn=_is_passing)
-def make_demo_data() -> bool:
-    """Build the demo data set where it is not there yet."""
-    return reproduce(DEMO)
+@task(name="demo data")
+def make_demo_data() -> None:
+    """Build the demo data set, the same bytes each time; as a stage it would be in every other project's way."""
+    from components.demo import main
+
+    main(load_params())
 
 
 @task(task_run_name="{stage}@{category}", retries=5, retry_delay_seconds=3, retry_condition_fn=_is_passing)

@@ -13,7 +13,6 @@ from flows.git import BusyError
 from flows.running import settled_files
 
 STAGES = ("validate", "synthesize", "train", "fit", "evaluate")
-DEMO = "data/dvc.yaml:demo"
 
 
 class StageFailedError(Exception):

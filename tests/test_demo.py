@@ -13,7 +13,6 @@ from skimage.util import view_as_windows
 from components.dataset import Category, find_categories, list_category
 from components.demo import (
     DEFECTS,
-    DESTINATION,
     PHOTOGRAPHS,
     cut_tiles,
     main,
@@ -25,6 +24,7 @@ from components.demo import (
 from components.files import digest_tree
 from components.images import ImageLimits, mask_values, read_image, read_mask
 from components.params import DataParams, DemoParams, Params
+from components.places import DEMO
 
 LIMITS = ImageLimits()
 SMALL = DemoParams(train=8, test_good=3, per_kind=2)
@@ -38,7 +38,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         main(PARAMS)
-    return home / DESTINATION
+    return home / DEMO
 
 
 @pytest.fixture(params=list(PHOTOGRAPHS))
@@ -156,14 +156,14 @@ def test_the_command_writes_the_set_and_replaces_an_old_one_without_torch(tmp_pa
     (tmp_path / "params.yaml").write_text(
         "data: {root: data/demo, categories: [brick]}\ndemo: {train: 8, test_good: 1, per_kind: 1}\n"
     )
-    (tmp_path / DESTINATION).mkdir(parents=True)
-    (tmp_path / DESTINATION / "stale.txt").write_text("old")
+    (tmp_path / DEMO).mkdir(parents=True)
+    (tmp_path / DEMO / "stale.txt").write_text("old")
     code = (
         "import runpy, sys; runpy.run_module('components.demo', run_name='__main__'); assert 'torch' not in sys.modules"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
-    assert sorted(os.listdir(tmp_path / DESTINATION)) == sorted(PHOTOGRAPHS)
+    assert sorted(os.listdir(tmp_path / DEMO)) == sorted(PHOTOGRAPHS)
 
 
 def _rng(seed: int = 0) -> np.random.Generator:

@@ -15,8 +15,6 @@ from components.params import DataParams, Params
 from tests.project import REPOSITORY
 
 STAGES: dict[str, Any] = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
-DEMO: dict[str, Any] = yaml.safe_load((REPOSITORY / "data" / "dvc.yaml").read_text())["stages"]
-ALL = {**STAGES, **DEMO}
 # `data` is read for the folder's path, which is a dependency itself; `threads` where only the speed depends on it.
 NOT_DECLARED = {name: {"data"} | ({"threads"} if name in ("validate", "synthesize") else set()) for name in STAGES}
 
@@ -72,14 +70,14 @@ def sections_read(module: str) -> set[str]:
     return found & set(Params.model_fields)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_exactly_the_code_it_imports(name: str) -> None:
-    assert declared_modules(ALL[name]) == sorted(closure(name))
+    assert declared_modules(STAGES[name]) == sorted(closure(name))
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", STAGES)
 def test_a_stage_runs_its_own_module(name: str) -> None:
-    assert ALL[name]["cmd"].split()[:2] == ["infra/stage", name]
+    assert STAGES[name]["cmd"].split()[:2] == ["infra/stage", name]
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -89,10 +87,10 @@ def test_a_stage_declares_the_parameters_that_its_code_reads(name: str) -> None:
     assert read - set(STAGES[name]["params"]) - NOT_DECLARED[name] == set()
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", STAGES)
 def test_declared_parameters_exist(name: str) -> None:
     written = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
-    assert set(ALL[name]["params"]) <= set(written)
+    assert set(STAGES[name]["params"]) <= set(written)
     assert set(written) <= set(Params.model_fields)
 
 
@@ -129,8 +127,14 @@ def test_a_stage_knows_its_own_parameters(name: str) -> None:
 
 
 def test_every_stage_depends_on_the_versions_of_the_libraries_and_these_are_locked() -> None:
-    assert all(stage["deps"][-1] == libraries.FILE.as_posix() for stage in ALL.values())
+    assert all(stage["deps"][-1] == libraries.FILE.as_posix() for stage in STAGES.values())
     declared = read_json(REPOSITORY / libraries.FILE)
     assert set(declared) == {"python", *libraries.LIBRARIES}
     locked = (REPOSITORY / "requirements.lock").read_text().splitlines()
     assert {f"{name}=={declared[name]}" for name in libraries.LIBRARIES} <= {line.split()[0] for line in locked if line}
+
+
+def test_dvc_knows_of_no_stage_but_those_of_the_users_categories() -> None:
+    """What a project has no data for, as the demo's, would make `dvc pull` and `dvc checkout` fail in it."""
+    assert [*REPOSITORY.glob("*/dvc.yaml"), *REPOSITORY.glob("*/dvc.lock")] == []
+    assert all(stage["matrix"] == {"category": "${data.categories}"} for stage in STAGES.values())
