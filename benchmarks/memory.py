@@ -116,7 +116,7 @@ def synthesize(params: Params) -> None:
 
     places = Places(CATEGORY)
     places.validation.mkdir(parents=True, exist_ok=True)
-    write_json(places.validation / "report.json", {"data_digest": "", "bits": 16})
+    write_json(places.validation / "learned.json", {"data_digest": "", "bits": 16})
     run(CATEGORY, params)
 
 

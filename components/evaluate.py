@@ -26,7 +26,7 @@ from components.figures import (
     score_histogram,
 )
 from components.files import new_directory, write_json, write_text
-from components.fingerprint import open_category_run, validated_digest
+from components.fingerprint import learned_digest, open_category_run
 from components.images import ImageLimits, read_image, read_mask, resize_image, resize_mask
 from components.making import check_making
 from components.metrics import auroc, bootstrap_interval, f1_at, f1_max, false_alarm_rate, pixel_figures, roc_curve
@@ -79,7 +79,7 @@ def main(category: str, params: Params) -> None:
     use_threads(params.threads)
     places = Places(category)
     capsule = load_capsule(places.capsule)
-    check_making(str(places.capsule), capsule.provenance, params, validated_digest(category))
+    check_making(str(places.capsule), capsule.provenance, params, learned_digest(category))
     records = list_category(Path(params.data.root) / category).test
     with open_category_run(category, params, "evaluate") as run:
         scored = score_records(capsule.detector, records, params.limits.image_limits().at_depth(capsule.bits))

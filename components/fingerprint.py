@@ -25,6 +25,11 @@ def validated_digest(category: str) -> str:
     return str(read_json(Places(category).validation / "report.json")["data_digest"])
 
 
+def learned_digest(category: str) -> str:
+    """The identity of those of them that are learned from: the training images."""
+    return str(read_json(Places(category).validation / "learned.json")["data_digest"])
+
+
 def shown_params(params: Params) -> dict[str, Any]:
     """The few parameters that tell runs apart: of what the method uses, those that differ from their defaults.
 

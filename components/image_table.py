@@ -79,6 +79,12 @@ def data_digest(category: Category, table: pd.DataFrame) -> str:
     return digest_of(sorted([*files, *table[["name", "sha256"]].values.tolist()]))
 
 
+def learned_images(table: pd.DataFrame) -> dict[str, Any]:
+    """What is learned from: `images`, the SHA-256 of each training image by name, and `data_digest` of them all."""
+    images = table.loc[table["split"] == "train", ["name", "sha256"]].values.tolist()
+    return {"images": dict(images), "data_digest": digest_of(sorted(images))}
+
+
 def good_values(table: pd.DataFrame, measure: str, split: str) -> np.ndarray:
     """A measure of the good images of one split ("train" or "test") that can be decoded: (N,) float64."""
     return table.loc[(table["split"] == split) & (table["kind"] == "good"), measure].dropna().to_numpy()

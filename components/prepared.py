@@ -24,7 +24,7 @@ class Prepared:
     Attributes:
         category: name.
         seed: of the run, from which everything random in this preparation came.
-        data_digest: identity of the raw images and masks, from validation.
+        data_digest: identity of the raw good images, from validation.
         names: (N,) paths inside the category.
         held_out: (N,) bool; held-out images serve the exam and the threshold and are never learned from.
         images: (N, S, S, 3) uint8.

@@ -127,7 +127,9 @@ def register(
     method: str,
     by_kind: Mapping[str, Mapping[str, float | None]] | None = None,
 ) -> Version:
-    """Register a capsule as the next version, with the alias `challenger`; the same capsule again gives its version.
+    """Register a capsule as the next version, with the alias `challenger`.
+
+    The same capsule again gives its version, with these figures.
 
     The capsule is loaded first, which checks its digests and its golden scores. Its MLflow model is made of code
     (`components.served_model`) and needs no network to be made.
@@ -150,6 +152,8 @@ def register(
             load_capsule(capsule_dir)
             tags = _version_tags(card, metrics, method, by_kind or {})
             found = _new_version(client, experiment, category, capsule_dir, run_id, tags)
+        elif dict(found.metrics) != dict(metrics):
+            _renew_figures(client, found, run_id, _version_tags(card, metrics, method, by_kind or {}))
         aliases = _aliases(client, category)
         if aliases.get(CHAMPION) != found.number:
             client.set_registered_model_alias(model_name(category), CHALLENGER, str(found.number))
@@ -538,6 +542,18 @@ def _version_note(run: "MlflowRun") -> str:
     """The description of a version: its run's, with a link to the run."""
     link = f"[{run.info.run_name}]({run_page(run.info.experiment_id, run.info.run_id).lstrip('/')})"
     return f"{run.data.tags.get(NOTE, '')}\n\nMade by the run {link}.".strip()
+
+
+def _renew_figures(client: "MlflowClient", found: Version, run_id: str, tags: Mapping[str, str]) -> None:
+    """Give a version the figures of its latest evaluation: there are other test images than when it was made."""
+    name, number = model_name(found.category), str(found.number)
+    figures = {key: value for key, value in tags.items() if key == _KINDS or key.startswith(_METRIC)}
+    for gone in {_METRIC + metric for metric in found.metrics} - figures.keys():
+        client.delete_model_version_tag(name, number, gone)
+    for key, value in figures.items():
+        client.set_model_version_tag(name, number, key, value)
+    if run_id:
+        client.update_model_version(name, number, _version_note(client.get_run(run_id)))
 
 
 def _run_for_upload(client: "MlflowClient", experiment: str, name: str) -> str:

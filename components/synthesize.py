@@ -45,11 +45,11 @@ def main(category: str, params: Params) -> None:
     """Write the prepared category: images, roles, the exam's samples with their masks, and a contact sheet."""
     places = Places(category)
     records = list_category(Path(params.data.root) / category).train
-    report = read_json(places.validation / "report.json")
+    learned = read_json(places.validation / "learned.json")
     held_out = choose_held_out(len(records), params.synthesis.held_out, params.seed)
     source = choose_exam(held_out, params.synthesis.exam_images, params.seed)
     with new_directory(places.prepared) as folder:
-        images = write_images(folder, records, params, report["bits"])
+        images = write_images(folder, records, params, learned["bits"])
         nsa = write_nsa(folder, images, np.flatnonzero(~held_out), category, params)
         write_exam(folder, images, source, category, params, nsa)
         draw_sheet(folder, images, source)
@@ -57,14 +57,14 @@ def main(category: str, params: Params) -> None:
             folder,
             category=category,
             seed=params.seed,
-            data_digest=report["data_digest"],
+            data_digest=learned["data_digest"],
             names=[record.name for record in records],
             held_out=held_out,
             exam_source=source,
             exam_kinds=list(EXAM_KINDS),
-            bits=report["bits"],
+            bits=learned["bits"],
         )
-        write_making(folder, params, MAKING, report["data_digest"])
+        write_making(folder, params, MAKING, learned["data_digest"])
 
 
 def choose_held_out(count: int, share: float, seed: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from components.errors import UserError
 from components.exam import examine, held_out_paper
 from components.feature_bank import FeatureBank
 from components.files import new_directory, write_json, write_text
-from components.fingerprint import experiment_identity, open_category_run, validated_digest
+from components.fingerprint import experiment_identity, learned_digest, open_category_run
 from components.head import save_head
 from components.learner import Learner, Progress
 from components.making import check_made_in, write_making
@@ -57,7 +57,7 @@ def main(category: str, params: Params) -> None:
     use_threads(params.threads)
     places = Places(category)
     prepared = load_prepared(places.prepared)
-    check_made_in(places.prepared, params, validated_digest(category))
+    check_made_in(places.prepared, params, learned_digest(category))
     checkpoint = places.checkpoint / experiment_identity(category, params)[:16]
     members = [train_member(number, prepared, params, checkpoint) for number in range(members_of(params))]
     learner = learner_if_any(prepared, params, checkpoint)

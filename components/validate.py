@@ -16,7 +16,7 @@ from components.dataset import Category, list_category
 from components.depth import find_bits
 from components.errors import UserError, printable
 from components.files import new_directory, write_json, write_text
-from components.image_table import LARGE_MASK, data_digest, good_values, image_table
+from components.image_table import LARGE_MASK, data_digest, good_values, image_table, learned_images
 from components.left_out import LeftOut, left_out, reasons
 from components.params import Params, ValidationParams
 from components.report_page import render_page
@@ -86,7 +86,11 @@ Suite = list[tuple[Rule, "Expectation"]]
 
 
 def main(category_name: str, params: Params) -> None:
-    """Check one category, write artifacts/CATEGORY/validation/report.{json,html}; UserError where a rule is broken."""
+    """Check one category, write artifacts/CATEGORY/validation/report.{json,html}; UserError where a rule is broken.
+
+    `learned.json` beside them names the images that are learned from: what is learned depends on nothing else of these
+    files, so that new test images and masks change the evaluation alone.
+    """
     category = list_category(Path(params.data.root) / category_name)
     limits = params.limits.image_limits()
     limits = limits.at_depth(params.limits.bits or find_bits([one.path for one in category.train], limits))
@@ -95,6 +99,7 @@ def main(category_name: str, params: Params) -> None:
     folder = Path("artifacts") / category_name / "validation"
     with new_directory(folder) as new:
         write_json(new / "report.json", report)
+        write_json(new / "learned.json", learned_images(table) | {"bits": limits.bits})
         write_text(new / "report.html", render_page(report, table, category, limits))
     if not report["passed"]:
         raise UserError(failure_sentence(report, folder / "report.html"))

@@ -185,7 +185,7 @@ def test_a_listed_category_goes_through_the_line_with_the_papers_preset(
     data = {"root": "data", "categories": ["MaleAdultPA"]}
     content = read_preset("paper-nsa-medical") | {"data": data, "image": {"side": 96}}
     params = parse_params(content, "paper-nsa-medical")
-    write_json(Places("MaleAdultPA").validation / "report.json", {"data_digest": "d" * 64, "bits": 16})
+    write_json(Places("MaleAdultPA").validation / "learned.json", {"data_digest": "d" * 64, "bits": 16})
     synthesize.main("MaleAdultPA", params)
     settings, report = load_nsa_params(Places("MaleAdultPA").prepared)
     assert (settings.background, settings.min_overlap, settings.gradients) == (0, 0.7, "mixed")

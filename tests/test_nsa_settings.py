@@ -172,9 +172,9 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
         folder.mkdir(parents=True)
         for number, image in enumerate(images):
             Image.fromarray(image).save(folder / f"{number:02}.png")
-        report = Path("artifacts/bolt/validation/report.json")
-        report.parent.mkdir(parents=True)
-        report.write_text(json.dumps({"data_digest": "d" * 64, "bits": 16}))
+        learned = Path("artifacts/bolt/validation/learned.json")
+        learned.parent.mkdir(parents=True)
+        learned.write_text(json.dumps({"data_digest": "d" * 64, "bits": 16}))
         main("bolt", make_params(size, **nsa))
         return dict(json.loads((PREPARED / "nsa.json").read_text()))
 

@@ -42,9 +42,9 @@ def make_category(root: Path) -> None:
     for number in range(GOOD):
         coarse = Image.fromarray(generator.integers(0, 256, (9, 10, 3), dtype=np.uint8))
         coarse.resize((80, 72), Image.Resampling.BICUBIC).save(folder / f"{number:02}.png")
-    report = root / "artifacts" / "bolt" / "validation" / "report.json"
-    report.parent.mkdir(parents=True)
-    report.write_text(json.dumps({"data_digest": "d" * 64, "counts": {"train/good": GOOD}, "bits": 16}))
+    learned = root / "artifacts" / "bolt" / "validation" / "learned.json"
+    learned.parent.mkdir(parents=True)
+    learned.write_text(json.dumps({"data_digest": "d" * 64, "bits": 16}))
 
 
 @pytest.fixture(scope="module")

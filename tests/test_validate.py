@@ -20,7 +20,7 @@ from components import validate
 from components.dataset import list_category
 from components.errors import UserError
 from components.image_measures import image_measures
-from components.image_table import data_digest, image_table
+from components.image_table import data_digest, image_table, learned_images
 from components.images import ImageLimits
 from components.params import ValidationParams, parse_params
 from components.report_page import render_page
@@ -281,6 +281,20 @@ def test_data_digest_covers_names_and_bytes_of_images_and_masks(root: Path) -> N
     assert len({first, second, digest()}) == 3
 
 
+def test_what_is_learned_from_is_the_training_images_alone(root: Path) -> None:
+    def learned() -> dict[str, Any]:
+        return learned_images(image_table(list_category(root), LIMITS))
+
+    first = learned()
+    assert set(first["images"]) == {path.relative_to(root).as_posix() for path in root.glob("train/good/*")}
+    draw_mask(32).save(root / "ground_truth/hole/000_mask.png")
+    (root / "test/good/000.png").rename(root / "test/hole/moved.png")
+    assert learned() == first
+    (root / "validation/good").mkdir(parents=True)
+    shutil.copy(root / "train/good/000.png", root / "validation/good/v.png")  # as in LOCO
+    assert learned()["data_digest"] != first["data_digest"]
+
+
 def test_same_data_gives_the_same_bytes_wherever_and_with_however_many_threads(sound: Path, root: Path) -> None:
     for folder in (sound.parent / "again" / "nut", root):
         shutil.copytree(sound, folder, dirs_exist_ok=True)
@@ -435,7 +449,8 @@ def test_stage_writes_both_reports_also_when_it_fails(
         validate.main("nut", parse_params(params_of(root), "params"))
     assert not json.loads((folder / "report.json").read_text())["passed"]
     assert "train/good/003.png cannot be decoded" in (folder / "report.html").read_text()
-    assert sorted(path.name for path in folder.parent.rglob("*")) == ["report.html", "report.json", "validation"]
+    written = ["learned.json", "report.html", "report.json", "validation"]
+    assert sorted(path.name for path in folder.parent.rglob("*")) == written
 
 
 def test_command_fails_with_one_sentence(root: Path, tmp_path: Path) -> None:
