@@ -778,17 +778,23 @@ def _git_tags(folder: Path) -> dict[str, str]:
     commit = ask_git(folder, "rev-parse", "HEAD")
     if not commit:
         return {}
-    changed = ask_git(folder, "status", "--porcelain", "--", *CODE_PATHS)
+    changed = ask_git(folder, "status", "--porcelain", "--untracked-files=normal", "--", *CODE_PATHS)
     return {GIT_COMMIT: commit, GIT_DIRTY: str(bool(changed)).lower()}
 
 
 def ask_git(folder: Path, *arguments: str) -> str:
     """What `git ARGUMENTS` says in a folder, without the last newline; empty where it fails or there is no git."""
+    foreign = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # of a hook that we were called from
+    kept = {name: value for name, value in os.environ.items() if name not in foreign}
+    own = {"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}  # a status must not stand in a commit's way
+    fixed = ("-c", "log.showSignature=false", "-c", "color.ui=false", "-c", "i18n.logOutputEncoding=utf-8")
     try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(
+            ["git", *fixed, *arguments], cwd=folder, capture_output=True, timeout=30, check=False, env={**kept, **own}
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else ""
 
 
 def _described(client: "MlflowClient", run_id: str, note: str) -> str:

@@ -19,6 +19,7 @@ from flows.dvc_project import open_project
 from flows.stores import CACHE, cache_store, read_object, remote_store
 from flows.versions import digest_at, dvc_file, read_manifest, recorded_digest
 
+ALL = ("--exclude=refs/stash", "--exclude=refs/notes/*", "--all")  # what a person put by is no version
 THREADS = 8  # waiting for disk and network, not computing
 
 
@@ -164,16 +165,17 @@ def recorded_digests(category: str | None = None, *, current_only: bool = False)
 
 def versioned_files() -> list[Path]:
     """Every .dvc file of a category that any commit holds, as a path in the project."""
-    if not git.git_succeeds("rev-parse", "--verify", "--quiet", "HEAD"):
+    if not git.has_commit():
         return []
-    listed = git.git("log", "--all", "--format=", "--name-only", "--relative", "-z", "--", "*.dvc", patterns=True)
+    names = ("--format=", "--name-only", "--no-renames", "--relative", "-z")
+    listed = git.git("log", *ALL, *names, "--", "*.dvc", patterns=True)
     return sorted({Path(name) for name in listed.replace("\n", "").split("\0") if name})
 
 
 def version_log(path: Path) -> list[tuple[str, str, str, str]]:
     """(commit, date, subject, digest) of each commit that changed a .dvc file, newest first."""
-    lines = git.git("log", "--all", "--format=%H%x1f%cI%x1f%s", "--", path.as_posix()).splitlines()
-    entries = [line.split("\x1f", 2) for line in lines]
+    lines = git.git("log", *ALL, "--date-order", "--format=%H%x1f%cI%x1f%s", "--", path.as_posix())
+    entries = [line.split("\x1f", 2) for line in lines.split("\n") if line]
     with_digests = [(commit, date, subject, digest_at(commit, path)) for commit, date, subject in entries]
     return [(commit, date, subject, digest) for commit, date, subject, digest in with_digests if digest]
 

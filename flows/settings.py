@@ -1,7 +1,7 @@
 """Edit `params.yaml` from the command line: comments stay, and what is impossible is refused before it is written."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,38 +9,61 @@ import yaml as yaml_1_1
 from ruamel.yaml import YAML, RoundTripRepresenter, ScalarNode
 
 from components.errors import UserError
-from components.files import sha256_file, write_text
+from components.files import held_lock, sha256_file, write_text
 from components.params import PARAMS, Params, data_params, load_params, parse_params, read_preset
 from components.yaml_text import parse_yaml, read_utf8
+from flows.git import BusyError
 
 OPTIONS = f"With these options {PARAMS}"
+LOCK = Path(".flawline/locks/params.lock")
+LOCK_SECONDS = 30.0
 TEXT_TAG = "tag:yaml.org,2002:str"
 KEPT_BY_PRESETS = frozenset({"data", "demo", "fetch", "gate", "ingest", "limits", "seed", "threads"})
 
 
 def edit_params(
-    preset: str | None = None, settings: Sequence[str] = (), values: Mapping[str, Any] | None = None
+    preset: str | None = None,
+    settings: Sequence[str] = (),
+    values: Mapping[str, Any] | Callable[[Params], Mapping[str, Any]] | None = None,
 ) -> Params:
     """Apply a preset, then dotted `values`, then settings "section.key=value", to params.yaml; returns the result.
 
+    values: what to set, or how that follows from the parameters as they are. Only one process edits at a time.
     A preset replaces all that says how to compute, and leaves where the data is, the seed and the machine's threads.
     The file is written only if something changed. Raises UserError for what is unknown, impossible or malformed.
     """
+    with held_lock(LOCK, LOCK_SECONDS, _busy):
+        params = load_params(PARAMS)
+        chosen = values(params) if callable(values) else dict(values or {})
+        before = read_utf8(PARAMS)
+        changes = {**chosen, **dict(map(_parse_setting, settings))}
+        text = edited_text(before, {**_digest_of_weights(changes), **changes}, preset)
+        params = parse_params(parse_yaml(text, OPTIONS), OPTIONS, "correct that: nothing was written")
+        if (preset or chosen or settings) and text != before:
+            write_text(PARAMS, text)
+    return params
+
+
+def edited_text(text: str, values: Mapping[str, Any], preset: str | None = None) -> str:
+    """The text of a params.yaml with a preset, then dotted values put in; UserError where it cannot be read."""
     yaml = _editor()
-    load_params(PARAMS)
-    before = read_utf8(PARAMS)
-    content = parse_yaml(before, str(PARAMS), yaml)
+    content = parse_yaml(text, str(PARAMS), yaml)
     if preset is not None:
         _apply_preset(content, read_preset(preset))
-    changes = {**(values or {}), **dict(map(_parse_setting, settings))}
-    for key, value in {**_digest_of_weights(changes), **changes}.items():
+    for key, value in values.items():
         _set_dotted(content, key, value)
-    text = io.StringIO()
-    yaml.dump(content, text)
-    params = parse_params(parse_yaml(text.getvalue(), OPTIONS), OPTIONS, "correct that: nothing was written")
-    if (preset or values or settings) and text.getvalue() != before:
-        write_text(PARAMS, text.getvalue())
-    return params
+    changed = io.StringIO()
+    yaml.dump(content, changed)
+    return changed.getvalue()
+
+
+def data_values(params: Params) -> dict[str, Any]:
+    """Where the data are, as dotted values."""
+    return {"data.root": params.data.root, "data.categories": list(params.data.categories)}
+
+
+def _busy() -> BusyError:
+    return BusyError("Another process is editing params.yaml: run this again later.")
 
 
 class _Representer(RoundTripRepresenter):

@@ -184,7 +184,8 @@ def test_what_is_impossible_is_refused_before_anything_is_written(path: Path, se
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
     assert path.read_text() == TEXT
-    assert [each.name for each in path.parent.iterdir()] == ["params.yaml"]
+    written = [each.relative_to(path.parent).as_posix() for each in path.parent.rglob("*") if each.is_file()]
+    assert sorted(written) == [".flawline/locks/params.lock", "params.yaml"]
 
 
 def test_an_unknown_preset_is_refused(path: Path) -> None:
