@@ -159,7 +159,7 @@ def push(batch: Batch, params: Params) -> dict[str, Any]:
     del params
     from flows.dvc_project import open_project
     from flows.stores import remote_store
-    from flows.transfer import push as push_versions
+    from flows.transfer import push_versions
 
     with open_project() as repo:
         is_wanted = bool(batch.result("committed")["commit"]) and remote_store(repo) is not None
