@@ -14,7 +14,9 @@ from flows.environment import enter_project
 from flows.tables import print_table
 
 if TYPE_CHECKING:
+    from components.data_version import Placement
     from components.dataset import ImageRecord
+    from flows.versions import Committed
 
 data_app = typer.Typer(help="Get data sets, keep versions of them, look at them.", no_args_is_help=True)
 
@@ -92,30 +94,31 @@ def add(
 ) -> None:
     """Add the images in PATH to a category and commit that as a new version: the files to DVC, their digests to git.
 
-    Images that are there already (the same bytes) are skipped. If PATH is the category's own folder, what was changed
-    there by hand becomes the new version.
+    Images that are there already (the same bytes) are skipped, but get the masks and the kind of test image that PATH
+    has for them. If PATH is the category's own folder, what was changed there by hand becomes the new version.
     """
     path, data = path.resolve(), data.resolve() if data else None
     enter_project()
     from components.data_version import list_offered
+    from components.dataset import list_records
     from components.params import load_params
     from flows.announce import announce_commit
     from flows.versions import commit_folder, commit_images
 
     root = os.path.relpath(data) if data else None
-    if path == (Path(root or load_params().data.root) / category).resolve():
+    folder = Path(root or load_params().data.root) / category
+    if path == folder.resolve():
         done = commit_folder(category, root=root, note=note)
     else:
-        records = list_offered(path)
+        records = list_offered(path, {record.name: record for record in list_records(folder)})
         done = commit_images(category, records, root=root, note=note)
         _say_left_out(path, records)
-    duplicates = [place for place in done.placements if not place.is_new]
-    renamed = [place for place in done.placements if place.is_new and place.name != place.record.name]
-    _say_names("already there, skipped", [f"{place.record.path.name} (as {place.name})" for place in duplicates])
-    _say_names("renamed, as the name was taken", [f"{place.record.name} → {place.name}" for place in renamed])
+    _say_placements(done.placements)
+    _say_lost(category, done)
     if done.is_new:
         print(f"{done.message} (version {done.commit[:10]})", flush=True)
-        print(f"{announce_commit(category, done.commit, len(done.difference.added))}\nNext: flawline run {category}")
+        good = sum(not name.startswith("test/") for name in done.difference.added)
+        print(f"{announce_commit(category, done.commit, good)}\nNext: flawline run {category}")
     else:
         print(f"Nothing new: {category} stays at version {done.commit[:10]}.")
 
@@ -143,20 +146,24 @@ def remote(
 
 @data_app.command()
 def push(category: OneCategory = None) -> None:
-    """Send all versions to the remote; what is there already is not sent again."""
+    """Send all versions and the models of dvc.lock to the remote; what is there already is not sent again."""
     enter_project()
-    from flows.transfer import push as push_versions
+    from flows.transfer import push as push_all
 
-    print(f"{push_versions(category)} objects sent.")
+    done = push_all(category)
+    _say_names("left out, as this machine's cache does not hold their results", done.left_out)
+    print(f"{done.objects} objects sent.")
 
 
 @data_app.command()
 def pull(category: OneCategory = None) -> None:
-    """Bring the images to the version that is checked out, from the cache or the remote."""
+    """Bring images and models to the version that is checked out, from the cache or the remote."""
     enter_project()
-    from flows.transfer import pull as pull_version
+    from flows.transfer import pull as pull_all
 
-    print(f"{pull_version(category)} files fetched; the images are at the version that is checked out.")
+    done = pull_all(category)
+    print(f"{done.objects} files fetched; the images are at the version that is checked out.")
+    _say_names("results that are not in the remote, and that `dvc repro` computes", done.left_out)
 
 
 @data_app.command()
@@ -193,7 +200,7 @@ def diff(
     sheet: Annotated[Path, typer.Option(help="Picture of what changed; several get the category's name.")] = SHEET,
     as_json: AsJson = False,
 ) -> None:
-    """Show which images were added, removed and changed from OLD to NEW; nothing is checked out."""
+    """Show which images and masks were added, removed and changed from OLD to NEW; nothing is checked out."""
     sheet = sheet.resolve() if sheet != SHEET else sheet
     enter_project()
     from flows.history import diff_versions
@@ -205,8 +212,8 @@ def diff(
         return
     for name, difference, path in found:
         for words, names in asdict(difference).items():
-            _say_names(f"{name}: {len(names)} {words}", names)
-        print(f"{name}: contact sheet in {path}" if path else f"{name}: no image changed, but other files")
+            _say_names(f"{name}: {len(names)} {words.replace('_', ' ')}", names)
+        print(f"{name}: contact sheet in {path}" if path else f"{name}: no image and no mask changed, but other files")
     if not found:
         print(f"No images changed from {old} to {new}.")
 
@@ -234,6 +241,32 @@ def verify(
     if found.unrepaired:
         remedy = "neither side has their bytes" if repair else "--repair takes them from the other side"
         raise UserError(f"{len(found.unrepaired)} objects are missing or corrupt: {remedy}.")
+
+
+def _say_placements(placements: Sequence["Placement"]) -> None:
+    """Say what became of the offered images, but for those that were simply added."""
+    moved = [place for place in placements if place.was]
+    masked = [place for place in placements if place.masks and not place.was and not place.is_new]
+    other = [place for place in placements if place.is_left_as_other_kind]
+    skipped = [place for place in placements if not place.is_changed and not place.is_left_as_other_kind]
+    renamed = [place for place in placements if place.is_new and place.name != place.record.name]
+    _say_names("moved to another kind", [f"{place.was} → {place.name}" for place in moved])
+    _say_names("already there, and their masks new", [place.name for place in masked])
+    _say_names(
+        "already there as another kind, and left so (to change that, move the file in the category's own folder, and "
+        "add that folder)",
+        [f"{place.record.path.name} (offered as {place.record.kind}, is {place.name})" for place in other],
+    )
+    _say_names("already there, skipped", [f"{place.record.path.name} (as {place.name})" for place in skipped])
+    _say_names("renamed, as the name was taken", [f"{place.record.name} → {place.name}" for place in renamed])
+
+
+def _say_lost(category: str, done: "Committed") -> None:
+    _say_names(
+        f"lost for the versions of {category} before this one, as they were changed in place while they were hard "
+        "links into DVC's cache, and no remote has them",
+        done.lost,
+    )
 
 
 def _show_verified(checked: dict[str, int], rows: list[dict[str, Any]]) -> None:

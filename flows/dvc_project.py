@@ -48,6 +48,16 @@ def writing(repo: Any, folder: Path) -> Iterator[None]:
         yield
 
 
+def hashed_files(repo: Any, folder: Path) -> dict[str, str]:
+    """The files of a folder with their MD5, as DVC sees them: one that did not change since is not read again."""
+    from dvc.fs import localfs
+    from dvc_data.hashfile.build import build
+
+    cache, path = repo.cache.local, os.fspath(folder.resolve())
+    tree: Any = build(cache, path, localfs, cache.hash_name, ignore=repo.dvcignore, dry_run=True)[2]
+    return {"/".join(key): oid.value for key, _, oid in tree}
+
+
 def innermost(error: BaseException) -> str:
     """What the first cause of an error says, in one line; of a file that DVC cannot read, its name and the line too."""
     from dvc.utils.serialize import ParseError

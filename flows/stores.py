@@ -2,13 +2,14 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
 from components.errors import UserError
+from components.files import write_bytes
 from components.integrity import Store, transfer
 from flows.dvc_project import innermost
 
@@ -75,6 +76,37 @@ def read_object(repo: Any, oid: str) -> bytes | None:
         if remote is None or not transfer(remote, cache_store(repo), oid):
             return None
     return path.read_bytes()
+
+
+def mend_cache(repo: Any, files: Mapping[str, str]) -> tuple[str, ...]:
+    """Look at these files' objects (name to digest), and mend those of the cache that do not have their bytes.
+
+    Edited in place, a file that was a hard link into the cache took the object with it, and DVC believes the object.
+    It is fetched again, or else removed where its bytes are another object's too. Returns the names of what is lost.
+    """
+    from components.data_version import md5_file
+
+    lost = []
+    for name, oid in files.items():
+        path = Path(repo.cache.local.oid_to_path(oid))
+        found = md5_file(path) if path.is_file() else oid
+        if found != oid and read_object(repo, oid) is None:
+            lost.append(name)
+            if Path(repo.cache.local.oid_to_path(found)).is_file():
+                path.unlink()
+    return tuple(lost)
+
+
+def separate_files(repo: Any, folder: Path) -> None:
+    """Make copies of the files in `folder` that are hard links into DVC's cache, so that they can be edited.
+
+    Links are left where `cache.type` asks for them.
+    """
+    if {"hardlink", "symlink"} & set(repo.cache.local.cache_types):
+        return
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and path.stat().st_nlink > 1:
+            write_bytes(path, path.read_bytes())
 
 
 def set_remote(repo: Any, url: str) -> None:

@@ -6,7 +6,7 @@ commits to git. It may be killed anywhere and called again with the same images:
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +16,17 @@ import yaml
 
 from components import data_version
 from components.data_version import Difference, Placement
-from components.dataset import ImageRecord, category_names
+from components.dataset import ImageRecord, category_names, list_records
 from components.errors import UserError
 from components.files import held_lock
 from components.names import check_category_name
 from components.params import Params, data_params, load_params
+from components.places import DEMO
 from flows import git
-from flows.dvc_project import open_project, writing
+from flows.dvc_project import hashed_files, open_project, writing
 from flows.git import BusyError
-from flows.settings import edit_params
+from flows.settings import data_values, edit_params, edited_text
+from flows.stores import mend_cache, separate_files
 
 LOCKS = Path(".flawline/locks")
 PARAMS = "params.yaml"
@@ -42,7 +44,9 @@ class Committed:
         difference: images added, removed and changed against the version before.
         placements: for each offered image, in order, its name in the category and whether it was new.
         counts: number of images per "split/kind".
-        message: that commit's subject: "Data of bottle: +14 good images, 223 in all".
+        message: that commit's subject: "Data of bottle: +14 good images; 223 good images in all".
+        lost: names of files of the version before whose bytes neither DVC's cache nor the remote has any more, as they
+            were changed in place where they were hard links into the cache.
     """
 
     category: str
@@ -53,6 +57,7 @@ class Committed:
     placements: tuple[Placement, ...]
     counts: dict[str, int]
     message: str
+    lost: tuple[str, ...] = ()
 
 
 def commit_images(
@@ -67,14 +72,17 @@ def commit_images(
     """Copy images into `data.root/CATEGORY` and commit what then lies there as one new version.
 
     records: the images, with the names they ask for (`data_version.good_images(paths)` for good training images).
-        Images with the same bytes as one of the version are duplicates: they are not copied. Where a name is taken by
+        Images with the same bytes as one of the version are duplicates: they are not copied, but get the masks that
+        they are offered with, and move to the kind that they are offered as in a test folder. Where a name is taken by
         other content, the new one gets a part of its digest. Masks go with their images.
     root: the folder of the categories, if it is to be another than `data.root`: it becomes that.
     note: a second paragraph for the commit's message.
     validate: decode every image first; without, the caller has done so.
-    link: the files are the caller's own, last on disk and are not changed any more: they need not be copied.
+    link: the files are the caller's own, last on disk and are not changed any more: DVC's cache may have them as they
+        are. What lies in the folder is a copy in any case, which can be edited.
 
-    A new category is entered into `data.categories` of params.yaml, which is committed too if it held no other change.
+    A new category is entered into `data.categories` of params.yaml, and that is committed too, without other changes
+    that the file may hold.
     Nothing is committed, and HEAD's version returned, where everything offered is a duplicate.
 
     Raises UserError where an image is not in order (nothing is copied then), the folder is not the project's to
@@ -84,28 +92,34 @@ def commit_images(
     """
     with _opened(category, root) as (repo, folder, params, version):
         present = data_version.current_manifest(folder, version, params.threads)
-        _check_complete(category, version, present)
         digests = data_version.md5_files([record.path for record in records], params.threads)
-        placements = data_version.plan_placements(records, digests, version, present)
+        placements = _plan(records, digests, folder, version, present, params.threads)
+        _check_complete(category, version, present, placements)
+        goes = data_version.replaced_files(placements, present)
+        _check_unchanged(folder, goes, version)
         if validate:
-            new = [place.record for place in placements if place.is_new]
+            new = [place.record for place in placements if place.is_changed]
             data_version.check_images(new, params.limits.image_limits(), params.threads)
         with _staging(folder) as staging:
-            data_version.stage_copies(placements, staging, link)
+            data_version.stage_copies(placements, staging)
             if link:
                 _link_into_cache(repo, placements, digests)
             with writing(repo, folder):
-                data_version.move_in(staging, folder)
+                data_version.move_in(staging, folder, goes)
                 return _commit(repo, category, params, version, placements, note)
 
 
 def commit_folder(category: str, *, root: str | None = None, note: str = "") -> Committed:
     """Commit what lies in `data.root/CATEGORY` as a new version, with all that was added, removed or changed by hand.
 
-    Every image that the present version does not hold is decoded first. Raises as `commit_images`.
+    Every image that the present version does not hold, or whose mask it does not hold, with these bytes is decoded
+    first. Raises as `commit_images`.
     """
     with _opened(category, root) as (repo, folder, params, version):
-        records = [record for record in data_version.list_offered(folder) if record.name not in version]
+        offered = data_version.list_offered(folder)
+        present = hashed_files(repo, folder)
+        changed = {folder / name for name, digest in present.items() if version.get(name) != digest}
+        records = [record for record in offered if not changed.isdisjoint({record.path, *record.masks})]
         data_version.check_images(records, params.limits.image_limits(), params.threads)
         with writing(repo, folder):
             return _commit(repo, category, params, version, [], note)
@@ -186,7 +200,12 @@ def _one_writer(category: str) -> Iterator[None]:
 
 
 def _check_ours(repo: Any, folder: Path) -> None:
-    """Raise UserError where a stage makes the folder, or git itself tracks what is in it."""
+    """Raise UserError where the demo or a stage makes the folder, or git itself tracks what is in it."""
+    if folder.resolve().is_relative_to(DEMO.resolve()):
+        raise UserError(
+            f"{folder} belongs to the demo, which `flawline demo` makes anew: add to a folder of your own with --data, "
+            "such as data/line1."
+        )
     path = os.fspath(folder.resolve())
     own = Path(f"{path}.dvc")
     for out in repo.index.outs:
@@ -214,15 +233,46 @@ def _head_manifest(repo: Any, category: str, params: Params) -> dict[str, str]:
     return manifest
 
 
-def _check_complete(category: str, version: data_version.Manifest, present: data_version.Manifest) -> None:
+def _plan(
+    records: Sequence[ImageRecord],
+    digests: Sequence[str],
+    folder: Path,
+    version: data_version.Manifest,
+    present: data_version.Manifest,
+    threads: int,
+) -> list[Placement]:
+    """What becomes of each offered image and its masks."""
+    masks = [mask for record in records for mask in record.masks]
+    mask_digests = dict(zip(masks, data_version.md5_files(masks, threads), strict=True))
+    there = {record.name: record for record in list_records(folder)}
+    return data_version.plan_placements(records, digests, version, present, there, mask_digests)
+
+
+def _check_complete(
+    category: str,
+    version: data_version.Manifest,
+    present: data_version.Manifest,
+    placements: Sequence[Placement],
+) -> None:
     """Raise UserError where files of the version are not in the folder: a commit would drop them unseen."""
-    missing = sorted(version.keys() - present.keys())
+    lacking = version.keys() - present.keys()
+    missing = sorted(name for name in lacking if not data_version.may_be_gone(name, placements))
     if missing:
         raise UserError(
             f"{len(missing)} files of the present version of {category} are not in its folder, such as {missing[0]}: "
             f"fetch them with `flawline data pull {category}`, or commit their removal with `flawline data add` of the "
             "folder itself."
         )
+
+
+def _check_unchanged(folder: Path, names: Sequence[str], version: data_version.Manifest) -> None:
+    """Raise UserError where one of these files was changed by hand since its version: that would be lost."""
+    for name in names:
+        if name in version and data_version.md5_file(folder / name) != version[name]:
+            raise UserError(
+                f"{folder / name} would be replaced, but was changed by hand: commit that first with `flawline data "
+                f"add {folder}`, or undo it."
+            )
 
 
 def _commit(
@@ -234,23 +284,26 @@ def _commit(
     note: str,
 ) -> Committed:
     """Let DVC record the folder, and commit that; the caller holds the locks."""
-    path = dvc_file(category, params)
-    repo.add(os.fspath(category_folder(category, params)))
+    path, folder = dvc_file(category, params), category_folder(category, params)
+    separate_files(repo, folder)
+    repo.add(os.fspath(folder))
     digest = recorded_digest(path.read_bytes())
     manifest = read_manifest(repo, digest) if digest else None
     if digest is None or manifest is None:
         raise UserError(f"DVC's cache lost the version of {category} that was just added: is the disk full?")
     _check_cached(repo, manifest, version)
+    lost = mend_cache(repo, {name: old for name, old in version.items() if manifest.get(name) != old})
     difference = data_version.compare(version, manifest)
     is_new = digest != digest_at("HEAD", path)
-    files = [path.as_posix(), (path.parent / ".gitignore").as_posix(), *_write_params(params)]
+    whole, edited = _write_params(category, params)
+    files = [path.as_posix(), (path.parent / ".gitignore").as_posix(), *whole]
     if is_new:
         message = f"Data of {category}: {data_version.count_words(difference, manifest)}"
-        commit = git.commit(files, f"{message}\n\n{note}".strip())
+        commit = git.commit(files, f"{message}\n\n{note}".strip(), edited)
     else:
-        commit, message = git.git("log", "-1", "--format=%H%n%s", "--", path.as_posix()).strip().split("\n")
+        commit, _, message = git.git("log", "-1", "--format=%H%n%s", "--", path.as_posix()).strip().partition("\n")
     counts = data_version.count_images(manifest)
-    return Committed(category, commit, digest, is_new, difference, tuple(placements), counts, message)
+    return Committed(category, commit, digest, is_new, difference, tuple(placements), counts, message, lost)
 
 
 def _link_into_cache(repo: Any, placements: Sequence[Placement], digests: Sequence[str]) -> None:
@@ -275,9 +328,12 @@ def _check_cached(repo: Any, manifest: data_version.Manifest, version: data_vers
         )
 
 
-def _params_with(category: str, root: str | None) -> Params:
-    """The parameters, with `root` as data.root and all categories in it, and `category` among them."""
-    params = load_params()
+def _params_with(category: str, root: str | None, params: Params | None = None) -> Params:
+    """The parameters, with `root` as data.root and all categories in it, and `category` among them.
+
+    params: as they are; read from params.yaml if None.
+    """
+    params = params or load_params()
     known = params.data.categories
     if root is not None and Path(root) != Path(params.data.root):
         known = tuple(category_names(Path(root)))
@@ -285,10 +341,23 @@ def _params_with(category: str, root: str | None) -> Params:
     return params.model_copy(update={"data": data})
 
 
-def _write_params(params: Params) -> list[str]:
-    """Write where the data are into params.yaml if that is new; it is committed too if it held no other change."""
-    if load_params().data == params.data:
-        return []
-    was_clean = git.is_unchanged(PARAMS)
-    edit_params(values={"data.root": params.data.root, "data.categories": list(params.data.categories)})
-    return [PARAMS] if was_clean else []
+def _write_params(category: str, params: Params) -> tuple[list[str], dict[str, Callable[[str], str]]]:
+    """Enter the category and where its data are into params.yaml, as that is now: another may have been entered since.
+
+    Returns what of it is to be committed: the file, or where it holds other changes, the edit of it.
+    """
+
+    def values(now: Params) -> dict[str, Any]:
+        return data_values(_params_with(category, params.data.root, now))
+
+    written = data_values(edit_params(values=values))
+    committed = git.read_at("HEAD", PARAMS)
+    if committed is None:
+        return [], {}
+    try:
+        wanted = edited_text(committed.decode(), written)
+    except (UserError, UnicodeDecodeError):  # no one could read that file: it is not for us to commit another like it
+        return [], {}
+    if Path(PARAMS).read_text(encoding="utf-8") == wanted:
+        return [PARAMS], {}
+    return [], {PARAMS: lambda text: edited_text(text, written)}

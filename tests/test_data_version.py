@@ -62,7 +62,7 @@ def test_every_content_gets_one_name_and_no_name_two_contents(offer: list[tuple[
     assert sum(place.is_new for place in placements) == len(names)
 
 
-def test_added_removed_and_changed_images_are_told_apart_and_masks_do_not_count() -> None:
+def test_added_removed_and_changed_images_and_masks_are_told_apart() -> None:
     old = {
         "train/good/a.png": "1",
         "train/good/b.png": "2",
@@ -75,16 +75,18 @@ def test_added_removed_and_changed_images_are_told_apart_and_masks_do_not_count(
         "test/good/d.png": "5",
         "ground_truth/blob/c_mask.png": "8",
     }
-    assert compare(old, new) == Difference(("test/good/d.png",), ("test/blob/c.png",), ("train/good/b.png",))
+    images = (("test/good/d.png",), ("test/blob/c.png",), ("train/good/b.png",))
+    assert compare(old, new) == Difference(*images, masks_changed=("ground_truth/blob/c_mask.png",))
+    assert compare({"ground_truth/blob/c_mask.png": "4"}, {"licence.txt": "5"}).masks_removed
     assert not compare(new, new)
 
 
 def test_the_message_counts() -> None:
     new = {f"train/good/{number}.png": str(number) for number in range(223)}
     old = {name: digest for name, digest in new.items() if int(digest) < 209}
-    assert count_words(compare(old, new), new) == "+14 good images, 223 in all"
+    assert count_words(compare(old, new), new) == "+14 good images; 223 good images in all"
     mixed = {**{name: new[name] for name in list(new)[2:]}, "train/good/2.png": "other", "test/blob/0.png": "x"}
-    words = "-2 ~1 good images, 221 in all; +1 test images, 1 in all"
+    words = "-2 ~1 good images, +1 test images; 221 good and 1 test images in all"
     assert count_words(compare(new, mixed), mixed) == words
 
 

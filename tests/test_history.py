@@ -141,15 +141,15 @@ def test_what_was_pushed_comes_back_byte_for_byte_in_another_place(
 ) -> None:
     wanted = {path.name: path.read_bytes() for path in (FOLDER / "train/good").iterdir()}
     objects = {oid for version in two_versions for oid in (version.digest, *manifest(version).values())}
-    assert push() == len(objects)
-    assert push() == 0
+    assert push().objects == len(objects)
+    assert push().objects == 0
     shutil.rmtree(CACHE)
     shutil.rmtree(FOLDER)
     first, second = two_versions
     ((_, difference, _),) = diff_versions(first.commit, second.commit, "widget", tmp_path / "sheet.png")
     assert len(difference.added) == 2  # the lists and the pictures came from the remote
     assert not FOLDER.exists()
-    assert pull("widget") > 0
+    assert pull("widget").objects > 0
     assert {path.name: path.read_bytes() for path in (FOLDER / "train/good").iterdir()} == wanted
 
 
@@ -234,7 +234,7 @@ def test_the_commands_tell_the_story(git_project: Project, tmp_path: Path) -> No
     shutil.copy(FOLDER / "train/good/003.png", tmp_path / "in" / "again.png")
     assert git_project.flawline("data", "add", "data/tiny/widget", "--category", "widget").returncode == 0
     added = git_project.flawline("data", "add", tmp_path / "in", "--category", "widget")
-    assert "Data of widget: +2 good images, 16 in all" in added.stdout, added.stderr
+    assert "Data of widget: +2 good images; 16 good and 8 test images in all" in added.stdout, added.stderr
     assert "already there, skipped: again.png (as train/good/003.png)" in added.stdout
     assert "note.txt" in added.stdout
     rows = json.loads(git_project.flawline("data", "versions", "widget", "--json").stdout)

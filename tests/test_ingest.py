@@ -79,14 +79,14 @@ def test_what_passes_becomes_one_version_and_the_rest_has_its_reasons(line: Proj
         "link.png": "link",
     }
     assert int(line.git("rev-list", "--count", "HEAD")) == before + 1
-    assert line.git("log", "-1", "--format=%s") == "Data of widget: +3 good images, 17 in all"
+    assert line.git("log", "-1", "--format=%s") == "Data of widget: +3 good images; 17 good and 8 test images in all"
     assert "8 arrived, 3 accepted, 1 held, 4 quarantined (1 duplicate" in line.git("log", "-1", "--format=%b")
     learned = {path for path in Path("data/tiny/widget/train/good").iterdir() if path.name.startswith("new-")}
     assert {sha256_file(path) for path in learned} == digests
     (manifest,) = Path("arriving/accepted").rglob("batch.json")
     assert {f"data/tiny/widget/{one['image']}" for one in json.loads(manifest.read_text())} == set(map(str, learned))
     page = Path(summary["page"]).read_text()
-    assert "3 of 8 accepted: Data of widget: +3 good images, 17 in all" in page
+    assert "3 of 8 accepted: Data of widget: +3 good images; 17 good and 8 test images in all" in page
     assert all(f"{code} <span" in page for code in summary["reasons"])
     assert page.count("data:image/jpeg;base64,") == 3 + 3  # accepted; dark, old and test: the rest was never opened
     assert "notes.txt does not end in" in page
@@ -313,7 +313,7 @@ def test_held_images_are_listed_with_their_reasons(held: list[str]) -> None:
 def test_an_accepted_image_becomes_a_version_and_a_refused_one_does_not(line: Project, held: list[str]) -> None:
     ((done, announced),) = accept([held[0]])
     assert announced.startswith("No Prefect server was told")
-    assert done.message == "Data of widget: +1 good images, 15 in all"
+    assert done.message == "Data of widget: +1 good images; 15 good and 8 test images in all"
     assert refuse(["dark-1.png"]) == 1
     assert held_images() == []
     assert outcomes() == {"accepted": 1, "quarantine": 1}

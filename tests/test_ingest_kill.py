@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def during_fetch() -> None:
 def before_git_commit() -> None:
     from flows import git
 
-    git.commit = lambda paths, message: die() or ""  # type: ignore[func-returns-value]
+    git.commit = lambda *_: die() or ""  # type: ignore[func-returns-value]
 
 
 def while_copying_into_the_category() -> None:
@@ -93,11 +93,11 @@ def while_copying_into_the_category() -> None:
 
     move_in = data_version.move_in
 
-    def fatal(staging: Path, folder: Path) -> None:
+    def fatal(staging: Path, folder: Path, goes: Sequence[str] = ()) -> None:
         first = next(path for path in staging.rglob("*") if path.is_file())
         first.rename(folder / first.relative_to(staging))
         die()
-        move_in(staging, folder)
+        move_in(staging, folder, goes)
 
     data_version.move_in = fatal
 
@@ -165,7 +165,7 @@ def test_a_killed_ingest_is_finished_by_the_next(arrived: Project, moment: str) 
         outcome for outcome, count in OUTCOMES.items() for _ in range(count)
     )
     assert int(arrived.git("rev-list", "--count", "HEAD")) == int(before) + 1
-    assert arrived.git("log", "-1", "--format=%s") == "Data of widget: +4 good images, 18 in all"
+    assert arrived.git("log", "-1", "--format=%s") == "Data of widget: +4 good images; 18 good and 8 test images in all"
     assert arrived.dvc("status", "data/tiny/widget.dvc").stdout.strip() == "Data and pipelines are up to date."
     assert arrived.dvc("status", "--cloud").stdout.strip() == "Cache and remote 'storage' are in sync."
     assert arrived.parts() == []
@@ -270,5 +270,5 @@ def test_a_killed_ingest_from_s3_is_finished_by_the_next(
     places = whereabouts(root)
     assert places.keys() == delivered.keys()
     assert sorted(place for found in places.values() for place in found) == ["accepted"] * 4 + ["quarantine"] * 3
-    assert project.git("log", "-1", "--format=%s") == "Data of widget: +4 good images, 18 in all"
+    assert project.git("log", "-1", "--format=%s") == "Data of widget: +4 good images; 18 good and 8 test images in all"
     assert project.dvc("status", "--cloud").stdout.strip() == "Cache and remote 'storage' are in sync."

@@ -127,8 +127,11 @@ def test_new_images_in_s3_retrain_their_category_alone(served: Project, s3: S3Se
     assert "20 arrived, 14 accepted" in done.stdout
     versions = json.loads(served.flawline("data", "versions", "widget", "--json").stdout)
     assert [(one["message"], one["good"]) for one in versions][:2] == [
-        (f"Data of widget: +14 good images, {TRAIN + 14} in all", TRAIN + 14),
-        (f"Data of widget: +{TRAIN} good images, {TRAIN} in all; +8 test images, 8 in all", TRAIN),
+        (f"Data of widget: +14 good images; {TRAIN + 14} good and 8 test images in all", TRAIN + 14),
+        (
+            f"Data of widget: +{TRAIN} good images, +8 test images, +4 masks; {TRAIN} good and 8 test images in all",
+            TRAIN,
+        ),
     ]
     assert found(s3) == expected
     models = model_versions(served)

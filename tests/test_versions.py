@@ -32,9 +32,12 @@ def tree(folder: Path) -> dict[str, bytes]:
 def test_a_folder_becomes_a_version_and_new_images_the_next(git_project: Project, tmp_path: Path) -> None:
     first = commit_folder("widget")
     assert first.is_new
-    assert subject(git_project) == "Data of widget: +14 good images, 14 in all; +8 test images, 8 in all"
+    assert (
+        subject(git_project)
+        == "Data of widget: +14 good images, +8 test images, +4 masks; 14 good and 8 test images in all"
+    )
     second = add(new_images(tmp_path / "in", 3))
-    assert subject(git_project) == second.message == "Data of widget: +3 good images, 17 in all"
+    assert subject(git_project) == second.message == "Data of widget: +3 good images; 17 good and 8 test images in all"
     assert git_project.git("rev-parse", "HEAD") == second.commit
     assert second.difference.added == tuple(f"train/good/new-{number}.png" for number in range(3))
     assert second.counts == {"train/good": 17, "test/good": 4, "test/blob": 4}
@@ -81,7 +84,8 @@ def test_only_its_own_files_are_committed(git_project: Project, tmp_path: Path) 
     Path("params.yaml").write_text(Path("params.yaml").read_text() + "# changed by hand\n")
     done = commit_images("bolt", good_images(new_images(tmp_path / "in", 2)))
     changed = git_project.git("show", "--format=", "--name-only", done.commit).split()
-    assert changed == ["data/tiny/.gitignore", "data/tiny/bolt.dvc"]
+    assert changed == ["data/tiny/.gitignore", "data/tiny/bolt.dvc", "params.yaml"]
+    assert "changed by hand" not in git_project.git("show", "HEAD:params.yaml")
     assert git_project.git("status", "--porcelain", "notes.txt", "params.yaml") == "A  notes.txt\n M params.yaml"
 
 
@@ -103,8 +107,14 @@ def test_a_broken_image_is_named_and_nothing_is_copied(git_project: Project, tmp
 
 
 def test_a_folder_that_a_stage_makes_is_refused(git_project: Project, tmp_path: Path) -> None:
-    Path("data/dvc.yaml").write_text("stages:\n  demo:\n    wdir: ..\n    cmd: echo\n    outs: [data/demo]\n")
-    with pytest.raises(UserError, match=r"data/demo/bolt is made by the stage data/dvc\.yaml:demo"):
+    Path("data/dvc.yaml").write_text("stages:\n  make:\n    wdir: ..\n    cmd: echo\n    outs: [data/made]\n")
+    with pytest.raises(UserError, match=r"data/made/bolt is made by the stage data/dvc\.yaml:make"):
+        commit_images("bolt", good_images(new_images(tmp_path / "in", 1)), root="data/made")
+    assert not Path("data/made").exists()
+
+
+def test_the_folder_of_the_demo_is_refused(git_project: Project, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data/demo/bolt belongs to the demo.* --data"):
         commit_images("bolt", good_images(new_images(tmp_path / "in", 1)), root="data/demo")
     assert not Path("data/demo").exists()
 
@@ -173,7 +183,7 @@ def test_images_that_are_not_fetched_are_not_dropped_from_the_version(git_projec
     (FOLDER / "train/good/000.png").unlink()
     with pytest.raises(UserError, match=r"1 files .* such as train/good/000\.png"):
         add(new_images(tmp_path / "in", 1))
-    assert commit_folder("widget").message == "Data of widget: -1 good images, 13 in all"
+    assert commit_folder("widget").message == "Data of widget: -1 good images; 13 good and 8 test images in all"
 
 
 @pytest.mark.parametrize("step", ["move_in", "repo.add", "git add", "git commit"])
@@ -186,7 +196,7 @@ def test_killed_anywhere_and_repeated_makes_one_whole_version(git_project: Proje
     (Path(".git") / "index.lock").unlink(missing_ok=True)
     done = add(images)
     assert git_project.git("rev-list", "--count", "HEAD") == "3"
-    assert (done.is_new, done.message) == (True, "Data of widget: +4 good images, 18 in all")
+    assert (done.is_new, done.message) == (True, "Data of widget: +4 good images; 18 good and 8 test images in all")
     assert all(place.is_new for place in done.placements)
     assert not list(Path("data").rglob("*.part"))
     assert "up to date" in git_project.dvc("status", "data/tiny/widget.dvc").stdout
