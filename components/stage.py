@@ -10,6 +10,7 @@ from components.libraries import check_libraries
 from components.making import check_unchanged
 from components.mlflow_store import check_place
 from components.names import check_category_name
+from components.owner import end_with_owner
 from components.params import Params, load_params
 
 
@@ -19,6 +20,8 @@ def run_stage(main: Callable[[str, Params], None], reads: Sequence[str]) -> None
     reads: the sections of the parameters that the stage depends on, as dvc.yaml says. If they are changed in
     params.yaml meanwhile the stage fails, so that DVC does not record them with a result of the old ones.
     """
+
+    end_with_owner()
 
     def whole() -> None:
         category, params = _category(sys.argv), _params_with_threads()

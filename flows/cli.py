@@ -14,6 +14,7 @@ from components.stage import run_guarded
 from flows.arrival_cli import ingest, review_app
 from flows.data_cli import data_app
 from flows.environment import enter_project
+from flows.lifetime import end_children_with_me, end_in_order
 from flows.running import running, settled_params
 from flows.tables import print_table
 from flows.warm_stages import warm_stages
@@ -43,6 +44,7 @@ COLUMNS = {
 
 def main() -> None:
     """Run the program; what the user can mend is said in one sentence, with exit code 1."""
+    end_in_order()
     run_guarded(app)
 
 
@@ -204,6 +206,7 @@ def _retrain(categories: list[str], *, force: bool = False, with_demo: bool = Fa
     from components.disk import check_room
     from flows.prefect_server import answering_server
 
+    end_children_with_me()
     check_room(Path(".flawline").absolute())
     with settled_params() as params, warm_stages(params.thread_variables), answering_server():
         from flows.pipeline import retrain  # seconds to import: only when all that was asked for is possible

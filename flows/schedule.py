@@ -1,5 +1,6 @@
 """The flows that deployments run (prefect.yaml): take in new images; retrain one category, or whatever has new data."""
 
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,7 +10,11 @@ from prefect import flow, runtime
 
 from components.errors import UserError
 from flows.environment import enter_project
+from flows.lifetime import end_children_with_me, end_in_order
 
+if "PREFECT__FLOW_RUN_ID" in os.environ:  # a process of a worker, for this flow run alone
+    end_children_with_me()
+    end_in_order()
 enter_project()  # a worker starts in the project's folder; settings come before the libraries that read them
 
 from components.params import load_params  # noqa: E402

@@ -1,0 +1,62 @@
+"""Nothing outlives its owner: what a command starts ends with it, whatever ends it.
+
+Every process that a command starts, at any remove, carries the command's mark in its environment. A keeper, which no
+signal to the command reaches, waits for the command's end and ends what still carries the mark then: stages, their
+workers, Prefect's temporary server. A command that is told to end (SIGTERM, SIGHUP) ends in order, as by Ctrl-C.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from flows.keeper import MARK, start_time
+
+KEEPER = Path(__file__).with_name("keeper.py")
+
+_first: list[Callable[[], None]] = []  # done before a signal ends this process
+
+
+def end_children_with_me() -> None:
+    """Let whatever this process starts from now on end with it; once is enough."""
+    mark = f"{os.getpid()}-{start_time(os.getpid())}"
+    if os.environ.get(MARK) == mark:
+        return
+    outside = {name: value for name, value in os.environ.items() if name != MARK}
+    command = [sys.executable, "-S", str(KEEPER), mark]
+    subprocess.Popen(command, env=outside, stdin=subprocess.DEVNULL, start_new_session=True)
+    os.environ[MARK] = mark
+
+
+def end_in_order() -> None:
+    """Let SIGTERM and SIGHUP (a closed terminal) end what runs, and then this process as an exception does."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        before = signal.getsignal(number)
+        if before is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _handler(before))
+
+
+@contextmanager
+def ended_first(act: Callable[[], None]) -> Iterator[None]:
+    """Within it, a signal that ends this process does `act` first: else it may wait for what it should end."""
+    _first.append(act)
+    try:
+        yield
+    finally:
+        _first.remove(act)
+
+
+def _handler(before: object) -> Callable[[int, FrameType | None], None]:
+    def end(number: int, frame: FrameType | None) -> None:
+        for act in _first:
+            with suppress(OSError):
+                act()
+        if callable(before):
+            before(number, frame)
+        raise SystemExit(128 + number)
+
+    return end
