@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from components.errors import UserError, os_error_sentence
@@ -12,6 +13,8 @@ from components.mlflow_store import check_place
 from components.names import check_category_name
 from components.owner import end_with_owner
 from components.params import Params, load_params
+
+REASON = "FLAWLINE_REASON"  # the file into which a stage writes why it failed, besides saying so
 
 
 def run_stage(main: Callable[[str, Params], None], reads: Sequence[str]) -> None:
@@ -37,9 +40,17 @@ def run_guarded(action: Callable[[], None]) -> None:
     try:
         action()
     except UserError as error:
-        sys.exit(f"flawline: {error}")
+        _fail(str(error))
     except OSError as error:
-        sys.exit(f"flawline: {os_error_sentence(error)}")
+        _fail(os_error_sentence(error))
+
+
+def _fail(sentence: str) -> None:
+    """Exit with the sentence, which a flow that has named a file for it gets as well."""
+    if path := os.environ.get(REASON):
+        with suppress(OSError):
+            Path(path).write_text(sentence, encoding="utf-8")
+    sys.exit(f"flawline: {sentence}")
 
 
 def _category(arguments: list[str]) -> str:

@@ -54,10 +54,9 @@ def carriers(mark: str) -> list[int]:
     found = []
     for name in os.listdir("/proc"):
         if name.isdecimal():
-            with suppress(OSError):
-                with open(f"/proc/{name}/environ", "rb") as environment:
-                    if wanted in environment.read().split(b"\0"):
-                        found.append(int(name))
+            with suppress(OSError), open(f"/proc/{name}/environ", "rb") as environment:
+                if wanted in environment.read().split(b"\0"):
+                    found.append(int(name))
     return found
 
 

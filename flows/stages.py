@@ -3,27 +3,32 @@
 import contextlib
 import logging
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from components.disk import is_full
 from components.names import check_category_name
+from components.stage import REASON
 from flows.dvc_project import innermost
 from flows.git import BusyError
 from flows.running import settled_files
 
 STAGES = ("validate", "synthesize", "train", "fit", "evaluate")
+INTERRUPTED = ("exited with 130", "exited with -2")  # a shell's word for SIGINT, and Python's
 
 
 class StageFailedError(Exception):
-    """A stage's command failed; it has said why itself, in one sentence on stderr."""
+    """A stage failed, and why: in its own sentence, which it has said on stderr too, where it had one."""
 
 
 def reproduce(target: str, *, force: bool = False) -> bool:
     """Run the stage `target` of the project in the current folder if its inputs changed, or always with `force`.
 
     Returns whether it ran (False: its outputs were up to date, or came from the cache). Raises StageFailedError
-    where the stage failed, BusyError where another DVC command holds the lock.
+    where the stage failed, BusyError where another DVC command holds the lock, KeyboardInterrupt where the stage was
+    interrupted.
     """
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
@@ -31,18 +36,38 @@ def reproduce(target: str, *, force: bool = False) -> bool:
 
     logging.getLogger("dvc").setLevel(logging.WARNING)  # the flow itself says what runs
     logging.getLogger("dvc_data").setLevel(logging.CRITICAL)  # a traceback for each file that could not be stored
-    try:
-        repo = Repo(os.fspath(Path.cwd()), settled_files())
-        with repo, open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
-            ran = bool(repo.reproduce([target], single_item=True, force=force))
-            _check_stored(repo, target)
-            return ran
-    except LockError as error:
-        raise BusyError(
-            f"another DVC command holds the lock of {Path.cwd()}: let it end, or end it, and run this again."
-        ) from error
-    except DvcException as error:
-        raise StageFailedError(f"{target}: {innermost(error)}") from error
+    with _reason_file() as reason:
+        try:
+            with Repo(os.fspath(Path.cwd()), settled_files()) as repo, _silence():
+                ran = bool(repo.reproduce([target], single_item=True, force=force))
+                _check_stored(repo, target)
+                return ran
+        except LockError as error:
+            raise BusyError(
+                f"another DVC command holds the lock of {Path.cwd()}: let it end, or end it, and run this again."
+            ) from error
+        except DvcException as error:
+            words = innermost(error)
+            if words.endswith(INTERRUPTED):
+                raise KeyboardInterrupt from error
+            raise StageFailedError(f"{target}: {reason.read_text(encoding='utf-8') or words}") from error
+
+
+@contextlib.contextmanager
+def _reason_file() -> Iterator[Path]:
+    """An empty file into which the stage writes why it failed, see `components.stage`."""
+    with tempfile.NamedTemporaryFile(prefix="flawline-reason-") as file:
+        os.environ[REASON] = file.name
+        try:
+            yield Path(file.name)
+        finally:
+            del os.environ[REASON]
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
+        yield
 
 
 def _check_stored(repo: Any, target: str) -> None:
