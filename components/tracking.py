@@ -476,11 +476,19 @@ def finish_parent_run(run: Run, succeeded: bool = True) -> None:
     open_runs.release(run.run_id)
 
 
+def cut_short_parent_run(run: Run) -> None:
+    """Close the run of a retraining that is told to end, and what is open inside it, as KILLED."""
+    if run.is_tracked:
+        _end_open_runs([run.run_id])
+
+
 def end_abandoned_runs() -> None:
     """End as KILLED what a retraining of this workspace had open in MLflow when its process was killed."""
-    run_ids = open_runs.take_abandoned()
-    if not run_ids:
-        return
+    if run_ids := open_runs.take_abandoned():
+        _end_open_runs(run_ids)
+
+
+def _end_open_runs(run_ids: Sequence[str]) -> None:
     with suppress_tracking_failure():  # the next run tries again
         client, experiment = connect()
         for run_id in run_ids:

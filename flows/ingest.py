@@ -13,7 +13,7 @@ from flows.arrivals import Step, awaited, ingest_category, said_of_strays
 from flows.git import BusyError
 
 
-@flow(name="flawline-ingest", validate_parameters=False)
+@flow(name="flawline-ingest", flow_run_name="ingest", validate_parameters=False)
 def ingest(source: str | None = None, categories: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Take in what lies in an inbox; one summary per batch, or with the keys category and error where one failed.
 

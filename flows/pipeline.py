@@ -1,5 +1,6 @@
 """The flow: for each category the stages in order, then register and promote; one category's failure stops no other."""
 
+import logging
 import os
 import sys
 import time
@@ -7,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from prefect import flow, runtime, task
+from prefect import flow, get_run_logger, runtime, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.exceptions import MissingContextError
 
 from components import registry, tracking
 from components.errors import ServerError, UserError, os_error_sentence
@@ -79,7 +82,11 @@ WAIT = 3600.0  # seconds that a scheduled retraining waits for another run in th
 FIGURES = ("image_auroc", "pixel_auroc", "aupro", "f1", "false_alarm_rate", "exam_mark")
 
 
-@flow(name="flawline-retrain", flow_run_name="retrain {categories}", validate_parameters=False)
+def _flow_run_name() -> str:
+    return f"retrain {', '.join(runtime.flow_run.parameters['categories'])}"
+
+
+@flow(name="flawline-retrain", flow_run_name=_flow_run_name, validate_parameters=False)
 def retrain(categories: Sequence[str], force: bool = False, with_demo: bool = False) -> list[str]:
     """Bring every category to a registered version; returns the categories that failed.
 
@@ -99,12 +106,16 @@ def _retrain(categories: Sequence[str], params: Params, force: bool, with_demo: 
             _run_name(categories), categories, shown_params(params), written_params(params), _flow_run()
         )
         os.environ[tracking.PARENT_VARIABLE] = parent.run_id
-        catch_up(except_for=categories)
-        numbers = {category: _version_of(category, force) for category in categories}
-    failed = [category for category, number in numbers.items() if number is None]
+        try:
+            catch_up(except_for=categories)
+            outcomes = {category: _outcome_of(category, force) for category in categories}
+        except BaseException:  # such as a signal's
+            tracking.cut_short_parent_run(parent)
+            raise
+    failed = [category for category, outcome in outcomes.items() if isinstance(outcome, str)]
     for category in failed:  # what has a model has its report in its own run
         _attach_report(parent, category)
-    _summarise(parent, numbers, params)
+    _summarise(parent, outcomes, params)
     tracking.finish_parent_run(parent, succeeded=not failed)
     return failed
 
@@ -145,33 +156,48 @@ def catch_up(except_for: Sequence[str] = ()) -> None:
             _say(f"{category}: still not registered: {error}")
 
 
-def _version_of(category: str, force: bool) -> int | None:
-    """The version that a category came to; None where it came to none, which is said."""
+def _outcome_of(category: str, force: bool) -> int | str:
+    """The version that a category came to, or why it came to none, which is said."""
     try:
         return run_category(category, force)
     except StageFailedError as error:
-        _say(f"{category}: stopped at {error}")
+        reason = f"stopped at {error}"
     except BusyError as error:
-        _say(f"{category}: stopped, as {error}")
+        reason = f"stopped, as {error}"
     except UserError as error:
-        _say(f"{category}: {error}")
+        reason = str(error)
     except OSError as error:
-        _say(f"{category}: {os_error_sentence(error)}")
-    return None
+        reason = os_error_sentence(error)
+    _say(f"{category}: {reason}")
+    return reason
 
 
-def _summarise(parent: tracking.Run, numbers: Mapping[str, int | None], params: Params) -> None:
-    """Tell the parent run what its categories came to."""
-    if not parent.is_tracked:
-        return
+def _summarise(parent: tracking.Run, outcomes: Mapping[str, int | str], params: Params) -> None:
+    """Tell the parent run and Prefect's page of the flow run what the categories came to."""
+    numbers = {name: outcome if isinstance(outcome, int) else None for name, outcome in outcomes.items()}
     try:
         made = summary.versions_made(numbers)
     except ServerError as error:
         _say(f"The retraining's own run in MLflow has no table of what came of it: {error}")
         return
-    parent.log_metrics(summary.mean_figures(made))
-    parent.set_tags({tracking.NOTE: summary.as_markdown(made), **summary.verdict_tags(made)})
-    parent.log_data(summary.data_used(made, params))
+    if parent.is_tracked:
+        parent.log_metrics(summary.mean_figures(made))
+        parent.set_tags({tracking.NOTE: summary.as_markdown(made), **summary.verdict_tags(made)})
+        parent.log_data(summary.data_used(made, params))
+    reasons = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, str)}
+    _show_in_prefect(summary.as_page(made, reasons, parent.run_id))
+
+
+def _show_in_prefect(page: str) -> None:
+    """Keep the page beside the flow run, as an artifact."""
+    if runtime.flow_run.id is None:
+        return
+    from httpx import HTTPError
+
+    try:
+        create_markdown_artifact(page, key="retraining", description="What the categories came to.")
+    except HTTPError as error:
+        _say(f"Prefect did not take the table of what came of this retraining ({type(error).__name__}).")
 
 
 def _attach_report(run: tracking.Run, category: str) -> None:
@@ -190,4 +216,12 @@ def _run_name(categories: Sequence[str]) -> str:
 
 
 def _say(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
+    """Say it on stderr, or where a worker runs the flow in the flow run's log, which its stderr shows too."""
+    try:
+        logger = get_run_logger()
+    except MissingContextError:
+        logger = None
+    if logger is not None and logger.isEnabledFor(logging.INFO):
+        logger.info(sentence)
+    else:
+        print(sentence, file=sys.stderr, flush=True)

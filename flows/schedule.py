@@ -30,7 +30,7 @@ def retrain_category(category: str) -> None:
     _retrain_all([category])
 
 
-@flow(name="flawline-retrain-changed")
+@flow(name="flawline-retrain-changed", flow_run_name="retrain what changed")
 def retrain_changed(min_images: int | None = None, max_hours: float | None = None) -> list[str]:
     """Retrain every category whose data changed; returns their names.
 
@@ -67,7 +67,7 @@ def retrain_arrived(category: str) -> bool:
     return due
 
 
-@flow(name="flawline-ingest-arrived")
+@flow(name="flawline-ingest-arrived", flow_run_name="take in what arrived")
 def ingest_arrived(source: str | None = None) -> list[dict[str, Any]]:
     """Take in what lies in the inbox, as `flawline ingest`; the flow run fails where a category does."""
     end_abandoned_runs()  # the next who comes by: a retraining that was killed twice has no next try

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from components.names import check_category_name
 from components.stage import REASON
 from flows.dvc_project import innermost
 from flows.git import BusyError
-from flows.running import settled_files
+from flows.running import FOLDER, settled_files
 
 STAGES = ("validate", "synthesize", "train", "fit", "evaluate")
 INTERRUPTED = ("exited with 130", "exited with -2")  # a shell's word for SIGINT, and Python's
@@ -55,13 +54,15 @@ def reproduce(target: str, *, force: bool = False) -> bool:
 
 @contextlib.contextmanager
 def _reason_file() -> Iterator[Path]:
-    """An empty file into which the stage writes why it failed, see `components.stage`."""
-    with tempfile.NamedTemporaryFile(prefix="flawline-reason-") as file:
-        os.environ[REASON] = file.name
-        try:
-            yield Path(file.name)
-        finally:
-            del os.environ[REASON]
+    """An empty file into which the stage writes why it failed, see `components.stage`; there is one run at a time."""
+    file = (FOLDER / "reason").resolve()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("", encoding="utf-8")
+    os.environ[REASON] = os.fspath(file)
+    try:
+        yield file
+    finally:
+        del os.environ[REASON]
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """What a retraining came to, for those who look at it later: a table of its categories, and its own figures."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
@@ -9,7 +10,7 @@ from components.fingerprint import data_version
 from components.params import Params
 from components.places import Places
 from components.registry import Version, model_name
-from components.tracking import FIGURES, SUMMARY, VERDICT, DataVersion
+from components.tracking import FIGURES, SUMMARY, VERDICT, DataVersion, experiment_page, shown_uri, tracking_uri
 
 _COLUMNS = {
     "image_auroc": "image AUROC",
@@ -32,6 +33,22 @@ def as_markdown(made: Mapping[str, Version | None]) -> str:
     titles = ["category", *_COLUMNS.values(), "threshold", "data", "version", "verdict"]
     lines = [titles, ["---"] * len(titles), *(_cells(name, version) for name, version in made.items())]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def as_page(made: Mapping[str, Version | None], reasons: Mapping[str, str], run_id: str) -> str:
+    """The table for another page than MLflow's, with why categories failed, and where MLflow shows the rest.
+
+    reasons: by category. run_id: of the retraining's own run in MLflow; empty for none.
+    """
+    page, uri = as_markdown(made), shown_uri(tracking_uri())
+    if uri.startswith("http"):
+        page = page.replace("](#", f"]({uri}/#")
+        where = f"[Retrainings in MLflow]({uri}{experiment_page()})" if run_id else ""
+    else:
+        page = re.sub(r"\[([^]]*)\]\(#[^)]*\)", r"\1", page)  # no server's pages to lead to
+        where = f"MLflow run {run_id}" if run_id else ""
+    failed = [f"- {name}: {reason}" for name, reason in reasons.items()]
+    return "\n".join([page, "", *(["## Why categories failed", "", *failed, ""] if failed else []), where])
 
 
 def mean_figures(made: Mapping[str, Version | None]) -> dict[str, float]:

@@ -11,6 +11,7 @@ import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +19,10 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
+
+from flows.lifetime import ended_first
 
 ADDRESS = "FLAWLINE_WARM_STAGES"
 PRELOADED = ("great_expectations", "torch", "timm", "mlflow", "safetensors.torch", "matplotlib.figure", "scipy.ndimage")
@@ -38,7 +42,7 @@ def warm_stages(variables: Mapping[str, str]) -> Iterator[None]:
         address = os.path.join(folder, "stages")
         listener.bind(address)
         listener.listen()  # stages that come too early wait here
-        with _started(listener, variables) as process:
+        with _started(listener, address, variables) as process, ended_first(partial(_let_go, process)):
             os.environ[ADDRESS] = address
             try:
                 yield
@@ -47,8 +51,8 @@ def warm_stages(variables: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[ADDRESS]
 
 
-def _started(listener: socket.socket, variables: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "flows.warm_stages", str(listener.fileno())]
+def _started(listener: socket.socket, address: str, variables: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "flows.warm_stages", str(listener.fileno()), address]
     return subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -58,13 +62,21 @@ def _started(listener: socket.socket, variables: Mapping[str, str]) -> "subproce
     )
 
 
-def main(number: str) -> None:
+def _let_go(process: "subprocess.Popen[bytes]") -> None:
+    """Tell the process that the flow ends, which waits for a stage meanwhile."""
+    if process.stdin:
+        process.stdin.close()
+
+
+def main(number: str, address: str) -> None:
     """Import the libraries, and fork for each stage that a socket is asked for, until standard input is closed.
 
-    number: of the inherited file of the listening socket. When standard input is closed, whatever else is going on,
-    all is killed that was forked: a stage must not go on beside its flow's next try.
+    number: of the inherited file of the listening socket. address: the socket's own file. When standard input is
+    closed, whatever else is going on, all is killed that was forked, as a stage must not go on beside its flow's next
+    try, and the socket's folder is removed, as who made it may have been killed.
     """
-    threading.Thread(target=_end_with_our_owner, daemon=True).start()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends with the flow
+    threading.Thread(target=_end_with_our_owner, args=(os.path.dirname(address),), daemon=True).start()
     for name in PRELOADED:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
@@ -80,8 +92,9 @@ def main(number: str) -> None:
             connection.close()
 
 
-def _end_with_our_owner() -> None:
+def _end_with_our_owner(folder: str) -> None:
     os.read(sys.stdin.fileno(), 1)  # nothing is ever sent
+    shutil.rmtree(folder, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)
 
 
@@ -112,6 +125,7 @@ def become(request: dict[str, Any], files: list[int]) -> None:
     for target, file in enumerate(files):
         os.dup2(file, target)
         os.close(file)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])

@@ -61,6 +61,32 @@ def schedules(url: str, name: str) -> list[Any]:
     return asyncio.run(read())
 
 
+def logs(url: str, flow_run: Any) -> list[str]:
+    """What the log of a flow run says, as Prefect's page shows it."""
+    from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+
+    async def read() -> list[str]:
+        async with PrefectClient(url) as client:
+            own = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run]))
+            return [log.message for log in await client.read_logs(log_filter=own)]
+
+    return asyncio.run(read())
+
+
+def artifacts(url: str, flow_run: Any) -> list[str]:
+    """The markdown pages that were kept beside a flow run."""
+    from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
+    async def read() -> list[str]:
+        async with PrefectClient(url) as client:
+            own = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run]))
+            return [str(one.data) for one in await client.read_artifacts(artifact_filter=own)]
+
+    return asyncio.run(read())
+
+
 @pytest.mark.slow
 def test_a_worker_retrains_what_changed_and_its_failure_is_the_runs(served: Project) -> None:
     served.set_params({"data": {"categories": ["widget"]}, "validation": {"min_good": 100}})  # so that it ends early
@@ -71,10 +97,16 @@ def test_a_worker_retrains_what_changed_and_its_failure_is_the_runs(served: Proj
     (nightly,) = schedules(url, "flawline-retrain-changed/retrain-changed")
     assert (nightly.active, nightly.schedule.cron) == (True, "0 2 * * *")
     prefect(served, "deployment", "run", "flawline-retrain-changed/retrain-changed", "--param", "min_images=1")
-    served.run("-m", "prefect", "worker", "start", "--pool", "flawline", "--run-once")
+    served.flawline("worker", "--run-once")
     (run,) = [run for run in flow_runs(url) if run.deployment_id and not run.auto_scheduled]
     assert run.state_name == "Failed"
     assert "widget did not get a model" in (run.state.message or "")
+    (inner,) = [run for run in flow_runs(url) if run.name == "retrain widget"]
+    why = "widget: stopped at validate@widget: Validation of widget failed"
+    assert any(why in line for line in logs(url, inner.id))
+    (page,) = artifacts(url, inner.id)
+    assert "| widget |" in page
+    assert f"- {why}" in page
     pages = list((served.folder / ".flawline" / "mlflow" / "artifacts").rglob("validation/widget/report.html"))
     assert "Not fit to learn from" in pages[0].read_text()  # the run of the retraining has it, as there is no other
 
