@@ -39,7 +39,7 @@ def deploy() -> list[str]:
         names = [_ensure_automation(client, automation) for automation in _automations()]
         schedules = _schedules(client)
         return [
-            f"Prefect server {shown_uri(str(client.api_url))}",
+            f"Prefect server {shown_uri(str(client.api_url).rstrip('/'))}",
             f"work pool {POOL}; queue training: one run at a time",
             *(f"deployment {name}: {when}" for name, when in schedules.items()),
             *(f"automation {name}" for name in names),
@@ -54,8 +54,7 @@ def start_worker(arguments: Sequence[str] = ()) -> None:
         try:
             client.read_work_pool(POOL)
         except ObjectNotFound as error:
-            where = shown_uri(str(client.api_url))
-            raise UserError(f"{where} has no work pool {POOL} yet: run `flawline deploy` first.") from error
+            raise UserError(f"{_address(client)} has no work pool {POOL} yet: run `flawline deploy` first.") from error
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, *arguments]
     os.execve(sys.executable, command, _environment() | {"PREFECT_LOGGING_TO_API_ENABLED": "true"})
 
@@ -63,6 +62,10 @@ def start_worker(arguments: Sequence[str] = ()) -> None:
 def _environment() -> dict[str, str]:
     """Ours, in which Prefect says what it does."""
     return {**os.environ, "PREFECT_LOGGING_LEVEL": "INFO"}
+
+
+def _address(client: "SyncPrefectClient") -> str:
+    return shown_uri(str(client.api_url).rstrip("/"))
 
 
 def _ensure_pool(client: "SyncPrefectClient") -> None:

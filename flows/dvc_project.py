@@ -20,16 +20,17 @@ def open_project() -> Iterator[Any]:
     A lock that another DVC command holds becomes a BusyError, every other error of DVC a UserError.
     """
     from dvc.exceptions import DvcException
-    from dvc.lock import LockError
     from dvc.repo import Repo
 
     logging.getLogger("dvc").setLevel(logging.ERROR)
     try:
         with Repo(os.fspath(Path.cwd())) as repo, open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
             yield repo
-    except LockError as error:
-        raise BusyError(f"Another DVC command is at work here ({innermost(error)}): run this again later.") from error
     except DvcException as error:
+        if is_held_lock(error):
+            raise BusyError(
+                f"Another DVC command is at work here ({innermost(error)}): run this again later."
+            ) from error
         raise UserError(f"DVC: {innermost(error).rstrip('.')}.") from error
 
 
@@ -56,6 +57,13 @@ def hashed_files(repo: Any, folder: Path) -> dict[str, str]:
     cache, path = repo.cache.local, os.fspath(folder.resolve())
     tree: Any = build(cache, path, localfs, cache.hash_name, ignore=repo.dvcignore, dry_run=True)[2]
     return {"/".join(key): oid.value for key, _, oid in tree}
+
+
+def is_held_lock(error: BaseException) -> bool:
+    """Whether an error of DVC comes from a lock: that of the project, or of a file which is read or written."""
+    from dvc.lock import LockError
+
+    return isinstance(error, LockError) or (error.__cause__ is not None and is_held_lock(error.__cause__))
 
 
 def innermost(error: BaseException) -> str:

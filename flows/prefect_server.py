@@ -87,4 +87,4 @@ def send_event(name: str, resource: Mapping[str, str], payload: Mapping[str, obj
             id=uuid.uuid5(uuid.NAMESPACE_URL, f"{name}/{key}"),
         )
         client.request("POST", "/events", json=[event.model_dump(mode="json")]).raise_for_status()
-        return shown_uri(str(client.api_url))
+        return shown_uri(str(client.api_url).rstrip("/"))

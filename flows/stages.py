@@ -10,7 +10,7 @@ from typing import Any
 from components.disk import is_full
 from components.names import check_category_name
 from components.stage import REASON
-from flows.dvc_project import innermost
+from flows.dvc_project import innermost, is_held_lock
 from flows.git import BusyError
 from flows.running import FOLDER, settled_files
 
@@ -30,7 +30,6 @@ def reproduce(target: str, *, force: bool = False) -> bool:
     interrupted.
     """
     from dvc.exceptions import DvcException
-    from dvc.lock import LockError
     from dvc.repo import Repo
 
     logging.getLogger("dvc").setLevel(logging.WARNING)  # the flow itself says what runs
@@ -41,11 +40,11 @@ def reproduce(target: str, *, force: bool = False) -> bool:
                 ran = bool(repo.reproduce([target], single_item=True, force=force))
                 _check_stored(repo, target)
                 return ran
-        except LockError as error:
-            raise BusyError(
-                f"another DVC command holds the lock of {Path.cwd()}: let it end, or end it, and run this again."
-            ) from error
         except DvcException as error:
+            if is_held_lock(error):
+                raise BusyError(
+                    f"another DVC command holds the lock of {Path.cwd()}: let it end, or end it, and run this again."
+                ) from error
             words = innermost(error)
             if words.endswith(INTERRUPTED):
                 raise KeyboardInterrupt from error

@@ -1,5 +1,6 @@
 """What users and the world do wrong: one clear sentence, a non-zero exit, and nothing half-made."""
 
+import json
 import os
 import resource
 import shutil
@@ -260,3 +261,17 @@ def _mount(folder: Path, size: int) -> bool:
         return False
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_lock_that_is_held_for_long_ends_its_category_alone(ran: Project, tmp_path: Path) -> None:
+    copy = ran.copy(tmp_path / "project")
+    place = str(copy.folder / "data" / "tiny" / "widget")
+    holder = {"pid": os.getpid(), "cmd": "dvc add data/tiny/widget"}  # what DVC writes while it writes that folder
+    (copy.folder / ".dvc" / "tmp").mkdir(exist_ok=True)
+    (copy.folder / ".dvc" / "tmp" / "rwlock").write_text(json.dumps({"write": {place: holder}}))
+    done = copy.flawline("run")
+    assert done.returncode == 1
+    assert f"widget: stopped, as another DVC command holds the lock of {copy.folder}: " in done.stderr
+    assert "gadget: version 1 " in done.stderr
+    assert "Traceback" not in done.stderr
