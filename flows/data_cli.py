@@ -29,7 +29,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 @data_app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="mvtec, or a data set that you name under fetch.archives in params.yaml.")],
+    name: Annotated[str, typer.Argument(help="mvtec, or one that you name under fetch.archives in params.yaml.")],
     destination: Annotated[Path | None, typer.Argument(help="New folder for it; data/NAME if not given.")] = None,
 ) -> None:
     """Download and unpack a published data set, with resume, SHA-256 check and safe extraction."""
