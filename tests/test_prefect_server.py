@@ -1,22 +1,26 @@
 """A person's own Prefect server, named by a profile: what `flawline deploy` makes there, and what the server then does.
 
-Schedules fire, and late runs do not pile up.
+Schedules fire, events retrain, and what was killed is noticed, tried once more, and keeps no slot.
 """
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import psutil
 import pytest
 import yaml
 
-from tests.project import Project
+from tests.project import STEPS, Project
 from tests.servers import end, prefect_server
+from tests.test_kill import attempts, checkpoint_step, mlflow_client
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -165,3 +169,77 @@ def server_errors(site: Project) -> list[str]:
 
 def worker_log(site: Project) -> str:
     return (site.folder.parent / "worker.log").read_text()[-5000:]
+
+
+def flow_process(process: "subprocess.Popen[bytes]", site: Project, deployment: str) -> psutil.Process | None:
+    """The process in which a worker runs the running flow of a deployment."""
+    running = {str(run.id) for run in runs_of(site, deployment) if not run.state.is_final()}
+    for child in psutil.Process(process.pid).children():
+        try:
+            if child.environ().get("PREFECT__FLOW_RUN_ID") in running:
+                return child
+        except psutil.Error:
+            continue
+    return None
+
+
+def be_impatient(site: Project) -> None:
+    """The automations as they are, but for how long they wait: a little over Prefect's least interval of heartbeats."""
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger
+
+    waits = {"a run whose process is silent has crashed": 40, "a crashed run is tried once more": 15}
+    with client_of(site) as client:
+        for name, seconds in waits.items():
+            (one,) = client.read_automations_by_name(f"Flawline: {name}")
+            assert isinstance(one.trigger, EventTrigger)
+            one.trigger.within = timedelta(seconds=seconds)
+            client.update_automation(one.id, AutomationCore(**one.model_dump(exclude={"id", "owner_resource"})))
+
+
+def test_a_retraining_that_was_killed_with_its_worker_goes_on_and_nothing_keeps_a_slot(site: Project) -> None:
+    be_impatient(site)
+    with worker(site) as first:
+        added = site.flawline("data", "add", "data/tiny/widget", "--category", "widget")
+        assert (added.returncode, added.stderr) == (0, "")
+        assert f"The Prefect server at {server_url(site)} was told." in added.stdout
+        victim = wait_for(lambda: flow_process(first, site, "retrain-arrived"))
+        wait_for(lambda: checkpoint_step(site), often=0.002)
+        os.kill(first.pid, signal.SIGKILL)
+        victim.kill()
+    restarted = time.time()
+    reached = checkpoint_step(site)
+    assert reached is not None
+    (run,) = runs_of(site, "retrain-arrived")
+    assert (run.state_name, run.parameters) == ("Running", {"category": "widget"})  # nobody was left to say more
+    assert reached < STEPS
+
+    with worker(site) as second:
+        wait_for(lambda: flow_process(second, site, "ingest-arrived")).kill()  # this one its worker survives
+        (run,) = wait_for(lambda: [one for one in runs_of(site, "retrain-arrived") if is_over(one)] or None)
+        wait_for(lambda: completed_after_the_killed(runs_of(site, "ingest-arrived")))  # else it has kept the only slot
+    assert (run.state_name, run.run_count) == ("Completed", 2), worker_log(site)
+
+    client = mlflow_client(site)
+    (child,) = attempts(site)
+    everything = client.search_runs([child.info.experiment_id])
+    assert [one.info.status for one in everything] == ["FINISHED", "FINISHED"]  # the retraining and its category
+    assert child.data.tags["mlflow.parentRunId"] in {one.info.run_id for one in everything}
+    logged = {point.step: point.timestamp for point in client.get_metric_history(child.info.run_id, "train/loss")}
+    assert sorted(logged) == list(range(1, STEPS + 1))
+    trained = [step for step, time in sorted(logged.items()) if 1000 * restarted <= time <= logged[STEPS]]
+    assert trained == list(range(reached + 1, STEPS + 1))  # what the killed one had not sent is filled in after these
+    with client_of(site) as prefect:
+        limits = {one.name: one.active_slots for one in prefect.read_global_concurrency_limits()}
+        left = [one for one in prefect.read_flow_runs(limit=200) if one.state_name in ("Running", "Cancelling")]
+    assert (set(limits.values()), left) == ({0}, [])
+
+
+def completed_after_the_killed(runs: list[Any]) -> list[Any] | None:
+    """The runs that a schedule has started since the one that was killed, and that have completed."""
+    killed = max(one.expected_start_time for one in runs if one.state_name == "Crashed" or one.run_count == 2)
+    return [one for one in runs if one.state_name == "Completed" and one.expected_start_time > killed] or None
+
+
+def is_over(run: Any) -> bool:
+    """Whether a run has ended, and will not be tried once more."""
+    return run.state.is_final() and not (run.state_name == "Crashed" and run.run_count == 1)
