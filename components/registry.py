@@ -235,10 +235,7 @@ def find_version(category: str, number: int | None = None) -> Version:
     with server_errors_explained():
         client, _ = connect()
         if number is None:
-            found = _status_versions(client, category)
-            if not found:
-                raise UserError(f"{category} has no model yet: `flawline run {category}` makes one.")
-            return found[0]
+            return _shown_first(client, category)
         return _version(client, category, number)
 
 
@@ -261,7 +258,7 @@ def locate_capsule(category: str, which: str | int = CHAMPION) -> tuple[int, str
         client, _ = connect()
         number = which if isinstance(which, int) else _aliases(client, category).get(which)
         if number is None:
-            raise UserError(f"{category} has no version with the alias {which!r}: run the pipeline for it first.")
+            raise _without_alias(client, category, str(which))
         return number, _checked_digest(category, number, _version(client, category, number).digest)
 
 
@@ -473,6 +470,24 @@ def _status_versions(client: "MlflowClient", category: str) -> list[Version]:
     if not numbers:
         numbers = sorted(int(found.version) for found in _all_versions(client, category))[-1:]
     return [_version(client, category, number) for number in numbers]
+
+
+def _shown_first(client: "MlflowClient", category: str) -> Version:
+    """The champion, else the challenger, else the latest version; UserError where there is none."""
+    found = _status_versions(client, category)
+    if not found:
+        raise UserError(f"{category} has no model yet: `flawline run {category}` makes one.")
+    return found[0]
+
+
+def _without_alias(client: "MlflowClient", category: str, alias: str) -> UserError:
+    """That no version has the alias, and which one there is instead, with the verdict on it."""
+    other = _shown_first(client, category)
+    name = other.aliases[0] if other.aliases else other.number
+    return UserError(
+        f"{category} has no version with the alias {alias!r}, but version {other.number} "
+        f"({other.verdict or 'without alias'}): it is used with `--version {name}`."
+    )
 
 
 def _status_row(version: Version) -> StatusRow:

@@ -83,7 +83,8 @@ def run(
 ) -> None:
     """Train, fit, evaluate and register CATEGORIES; options are first written to params.yaml, as `git diff` shows.
 
-    What is up to date is not computed again. The first version of a category becomes its champion.
+    What is up to date is not computed again. The first version of a category becomes its champion
+    if it has what gate.first asks; later ones are challengers.
     """
     data = _existing(data)
     enter_project()
@@ -136,7 +137,9 @@ def score(
 @app.command()
 def status(
     category: Annotated[str | None, typer.Argument(help="One category, in full; a line for each if not given.")] = None,
-    version: Annotated[int | None, typer.Option(help="Number of its version; the champion if not given.")] = None,
+    version: Annotated[
+        int | None, typer.Option(help="Number of its version; the champion, or else the challenger, if not given.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show the figures, version and alias of every category's champion and challenger; or all about one version."""

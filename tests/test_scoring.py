@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from components.errors import UserError
 from components.images import read_image
-from components.registry import promote, register
+from components.registry import note_verdict, promote, register
 from flows.scoring import Scored, category_of, picture_name, score_images
 from tests.conftest import MakeCapsule
 from tests.project import TINY, is_one_sentence, write_image
@@ -22,8 +23,6 @@ from tests.serving import sizes
 @pytest.fixture
 def scoring(workspace: Path, make_capsule: MakeCapsule, one_thread: None) -> Path:
     """A folder with a registered champion of "bottle" and the parameters to score with."""
-    import yaml
-
     (workspace / "params.yaml").write_text(yaml.safe_dump(TINY))
     promote("bottle", register("bottle", make_capsule(Path("capsule")), "", {}, "pretrained").number, "test")
     return workspace
@@ -57,6 +56,18 @@ def test_rows_say_which_version_scored(scoring: Path) -> None:
 
     (row,) = score_images(written([scoring / "a.png"]), "bottle", "champion", None).rows
     assert (row["version"], row["capsule_digest"]) == (1, read_card(Path("capsule"))["digest"])
+
+
+def test_where_no_version_serves_the_one_there_is_and_why_are_said(workspace: Path, make_capsule: MakeCapsule) -> None:
+    (workspace / "params.yaml").write_text(yaml.safe_dump(TINY))
+    (image,) = written([workspace / "a.png"])
+    with pytest.raises(UserError, match=r"^bottle has no model yet: `flawline run bottle` makes one\.$"):
+        score_images([image], "bottle", "champion", None)
+    register("bottle", make_capsule(Path("capsule")), "", {}, "pretrained")
+    note_verdict("bottle", 1, "challenger: 3 held-out good images, 10 are needed")
+    with pytest.raises(UserError, match=r"but version 1 \(challenger: 3 held-out .*`--version challenger`\.$"):
+        score_images([image], "bottle", "champion", None)
+    assert score_images([image], "bottle", "challenger", None).rows[0]["version"] == 1
 
 
 def test_unreadable_images_cost_only_their_own_rows(scoring: Path) -> None:
