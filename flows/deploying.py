@@ -5,24 +5,24 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from components.errors import UserError
-from components.tracking import shown_uri
+from components.yaml_text import read_yaml
 from flows.environment import HEARTBEAT_SECONDS
-from flows.prefect_server import server_client
+from flows.prefect_server import address_of, server_client
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
-    from prefect.events.schemas.automations import AutomationCore
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger
 
 POOL = "flawline"
 QUEUES = {"training": 1, "default": None}  # how many runs at once; prefect.yaml says what goes where
 SILENCE = timedelta(seconds=4 * HEARTBEAT_SECONDS)  # after so long a process is taken for dead
 STARTING = timedelta(minutes=10)  # from a worker's taking a run to its process's first word
-RETRY_DELAY = timedelta(
-    minutes=1
-)  # a worker says "Crashed" a second time when it has cleaned up, and would end a retry
+# A worker says "Crashed" a second time when it has cleaned up, which would end a retry that has begun.
+RETRY_DELAY = timedelta(minutes=1)
 FLOWS = {"prefect.resource.role": "flow", "prefect.resource.name": "flawline-*"}
 DEPLOYED = {"prefect.resource.role": "deployment", "prefect.resource.id": "prefect.deployment.*"}
 NEXT = "Next, in this folder, and let it run: flawline worker"
@@ -37,11 +37,10 @@ def deploy() -> list[str]:
         _ensure_pool(client)
         _deploy_all()
         names = [_ensure_automation(client, automation) for automation in _automations()]
-        schedules = _schedules(client)
         return [
-            f"Prefect server {shown_uri(str(client.api_url).rstrip('/'))}",
+            f"Prefect server {address_of(client)}",
             f"work pool {POOL}; queue training: one run at a time",
-            *(f"deployment {name}: {when}" for name, when in schedules.items()),
+            *(f"deployment {name}: {when}" for name, when in _schedules().items()),
             *(f"automation {name}" for name in names),
         ]
 
@@ -54,7 +53,9 @@ def start_worker(arguments: Sequence[str] = ()) -> None:
         try:
             client.read_work_pool(POOL)
         except ObjectNotFound as error:
-            raise UserError(f"{_address(client)} has no work pool {POOL} yet: run `flawline deploy` first.") from error
+            raise UserError(
+                f"{address_of(client)} has no work pool {POOL} yet: run `flawline deploy` first."
+            ) from error
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, *arguments]
     os.execve(sys.executable, command, _environment() | {"PREFECT_LOGGING_TO_API_ENABLED": "true"})
 
@@ -62,10 +63,6 @@ def start_worker(arguments: Sequence[str] = ()) -> None:
 def _environment() -> dict[str, str]:
     """Ours, in which Prefect says what it does."""
     return {**os.environ, "PREFECT_LOGGING_LEVEL": "INFO"}
-
-
-def _address(client: "SyncPrefectClient") -> str:
-    return shown_uri(str(client.api_url).rstrip("/"))
 
 
 def _ensure_pool(client: "SyncPrefectClient") -> None:
@@ -112,43 +109,16 @@ def _automations() -> "list[AutomationCore]":
     """What the server does about processes that were killed, alone or with their machine."""
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState
-    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+    from prefect.events.schemas.automations import AutomationCore
 
-    silent = EventTrigger(
-        posture=Posture.Proactive,
-        match_related=FLOWS,
-        after={f"prefect.flow-run.{word}" for word in ("Running", "heartbeat", "Cancelling")},
-        expect={"prefect.flow-run.*"},
-        for_each={"prefect.resource.id"},
-        within=SILENCE,
-    )
-    unstarted = EventTrigger(
-        posture=Posture.Proactive,
-        match_related=[FLOWS, DEPLOYED],
-        after={"prefect.flow-run.Pending"},
-        expect={"prefect.flow-run.*"},
-        for_each={"prefect.resource.id"},
-        within=STARTING,
-    )
-    crashed_once = EventTrigger(
-        posture=Posture.Proactive,
-        match={"prefect.resource.id": "prefect.flow-run.*", "prefect.run-count": "1"},
-        match_related=[FLOWS, DEPLOYED],
-        after={"prefect.flow-run.Crashed"},
-        expect={f"prefect.flow-run.{word}" for word in ("AwaitingRetry", "Scheduled", "Pending", "Cancelled")},
-        for_each={"prefect.resource.id"},
-        within=RETRY_DELAY,
-    )
     is_dead = f"No word from its process for {SILENCE.total_seconds():.0f} s: it or its machine has died."
+    unstarted = "A worker took it and never started it."
     crash, again = StateType.CRASHED, StateType.SCHEDULED
     acts = {
-        "a run whose process is silent has crashed": (silent, ChangeFlowRunState(state=crash, message=is_dead)),
-        "a run that never starts has crashed": (
-            unstarted,
-            ChangeFlowRunState(state=crash, message="A worker took it and never started it."),
-        ),
+        "a run whose process is silent has crashed": (_silent(), ChangeFlowRunState(state=crash, message=is_dead)),
+        "a run that never starts has crashed": (_unstarted(), ChangeFlowRunState(state=crash, message=unstarted)),
         "a crashed run is tried once more": (
-            crashed_once,
+            _crashed_once(),
             ChangeFlowRunState(state=again, name="AwaitingRetry", message="It crashed, and is tried once more."),
         ),
     }
@@ -158,14 +128,43 @@ def _automations() -> "list[AutomationCore]":
     ]
 
 
-def _schedules(client: "SyncPrefectClient") -> dict[str, str]:
-    """Deployment → its crons, or what else starts it."""
-    import yaml
+def _silent() -> "EventTrigger":
+    after = [_event(word) for word in ("Running", "heartbeat", "Cancelling")]
+    return _unless([_event("*")], after, SILENCE, match_related=FLOWS)
 
-    with open("prefect.yaml", encoding="utf-8") as file:
-        entries = yaml.safe_load(file)["deployments"]
+
+def _unstarted() -> "EventTrigger":
+    return _unless([_event("*")], [_event("Pending")], STARTING, match_related=[FLOWS, DEPLOYED])
+
+
+def _crashed_once() -> "EventTrigger":
+    goes_on = [_event(word) for word in ("AwaitingRetry", "Scheduled", "Pending", "Cancelled")]
+    first = {"prefect.resource.id": _event("*"), "prefect.run-count": "1"}
+    return _unless(goes_on, [_event("Crashed")], RETRY_DELAY, match=first, match_related=[FLOWS, DEPLOYED])
+
+
+def _unless(expect: Sequence[str], after: Sequence[str], within: timedelta, **which: Any) -> "EventTrigger":
+    """Fires for a run which, so long after one of these events, has had none of those that are expected."""
+    from prefect.events.schemas.automations import EventTrigger, Posture
+
+    return EventTrigger(
+        posture=Posture.Proactive,
+        expect=set(expect),
+        after=set(after),
+        within=within,
+        for_each={"prefect.resource.id"},
+        **which,
+    )
+
+
+def _event(word: str) -> str:
+    return f"prefect.flow-run.{word}"
+
+
+def _schedules() -> dict[str, str]:
+    """Deployment → its crons, or what else starts it, by prefect.yaml."""
     found = {}
-    for entry in entries:
+    for entry in read_yaml(Path("prefect.yaml"))["deployments"]:
         crons = [f"{one['cron']} ({one.get('timezone', 'UTC')})" for one in entry.get("schedules", [])]
         events = [f"on {event}" for one in entry.get("triggers", []) for event in one["expect"]]
         found[entry["name"]] = ", ".join([*crons, *events]) or "when asked for"

@@ -70,6 +70,11 @@ def server_client() -> "Iterator[SyncPrefectClient]":
         raise UserError(f"The Prefect server at {shown_uri(url)} refused ({said}): {WHAT_TO_CHECK}.") from error
 
 
+def address_of(client: "SyncPrefectClient") -> str:
+    """The address of a client's server, fit for a message."""
+    return shown_uri(str(client.api_url).rstrip("/"))
+
+
 def send_event(name: str, resource: Mapping[str, str], payload: Mapping[str, object], key: str) -> str | None:
     """Send an event, and return the address of the server that has it; None where no server is named.
 
@@ -87,4 +92,4 @@ def send_event(name: str, resource: Mapping[str, str], payload: Mapping[str, obj
             id=uuid.uuid5(uuid.NAMESPACE_URL, f"{name}/{key}"),
         )
         client.request("POST", "/events", json=[event.model_dump(mode="json")]).raise_for_status()
-        return shown_uri(str(client.api_url).rstrip("/"))
+        return address_of(client)
