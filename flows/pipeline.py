@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -22,7 +21,7 @@ from components.params import Params, load_params
 from components.places import Places
 from flows import summary, unregistered
 from flows.git import BusyError
-from flows.running import running, settled_params
+from flows.running import running, settled_params, to_stderr
 from flows.stages import STAGES, StageFailedError, reproduce, target_of
 from flows.warm_stages import warm_stages
 
@@ -94,7 +93,7 @@ def retrain(categories: Sequence[str], force: bool = False, with_demo: bool = Fa
     with_demo: build the demo data set first.
     """
     check_category_names(categories)
-    with running(f"retraining of {', '.join(categories)}", WAIT), settled_params() as params:
+    with running(f"retraining of {', '.join(categories)}", WAIT, _say), settled_params(_say) as params:
         return _retrain(categories, params, force, with_demo)
 
 
@@ -177,13 +176,14 @@ def _summarise(parent: tracking.Run, outcomes: Mapping[str, int | str], params: 
     numbers = {name: outcome if isinstance(outcome, int) else None for name, outcome in outcomes.items()}
     try:
         made = summary.versions_made(numbers)
-    except ServerError as error:
+        data = summary.data_used(made, params)
+    except (UserError, OSError) as error:
         _say(f"The retraining's own run in MLflow has no table of what came of it: {error}")
         return
     if parent.is_tracked:
         parent.log_metrics(summary.mean_figures(made))
         parent.set_tags({tracking.NOTE: summary.as_markdown(made), **summary.verdict_tags(made)})
-        parent.log_data(summary.data_used(made, params))
+        parent.log_data(data)
     reasons = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, str)}
     _show_in_prefect(summary.as_page(made, reasons, parent.run_id))
 
@@ -224,4 +224,4 @@ def _say(sentence: str) -> None:
     if logger is not None and logger.isEnabledFor(logging.INFO):
         logger.info(sentence)
     else:
-        print(sentence, file=sys.stderr, flush=True)
+        to_stderr(sentence)

@@ -6,7 +6,7 @@ records of them, are by the copy that was made at its beginning, and the edit is
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,18 +21,25 @@ FOLDER = Path(".flawline/run")
 HOLDER = FOLDER / "holder.json"
 RUNNING = "FLAWLINE_RUNNING"  # set in the process that has the right to run, and in what it starts
 
+Say = Callable[[str], object]
+
+
+def to_stderr(sentence: str) -> None:
+    """Say it where a person who typed a command reads it."""
+    print(sentence, file=sys.stderr, flush=True)
+
 
 @contextmanager
-def running(what: str, wait: float = 0) -> Iterator[None]:
+def running(what: str, wait: float = 0, say: Say = to_stderr) -> Iterator[None]:
     """Hold the right to run in the project of the current folder; what holds it already may ask again.
 
-    what: for the others to read. wait: seconds to wait for another run to end. The right ends with the block, or with
-    the process. Raises BusyError, which says who runs.
+    what: for the others to read. wait: seconds to wait for another run to end, which is said. The right ends with the
+    block, or with the process. Raises BusyError, which says who runs.
     """
     if RUNNING in os.environ:
         yield
         return
-    with _run_lock(wait):
+    with _run_lock(wait, say):
         write_json(HOLDER, {"what": what, "pid": os.getpid(), "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"})
         os.environ[RUNNING] = str(os.getpid())
         try:
@@ -42,7 +49,7 @@ def running(what: str, wait: float = 0) -> Iterator[None]:
 
 
 @contextmanager
-def settled_params() -> Iterator[Params]:
+def settled_params(say: Say = to_stderr) -> Iterator[Params]:
     """The parameters as they are now, which all readers of `load_params()` get until the end of the block.
 
     So do the processes that are started in it. For one who has the right to run. Says so in the end where params.yaml
@@ -59,7 +66,11 @@ def settled_params() -> Iterator[Params]:
         yield load_params()
     finally:
         del os.environ[SETTLED]
-        _say_if_changed(content)
+        if not PARAMS.is_file() or PARAMS.read_bytes() != content:
+            say(
+                "params.yaml was changed during this run, which has computed with what it said at the beginning: the "
+                "change is for the next run."
+            )
 
 
 def settled_files() -> Any:
@@ -77,7 +88,7 @@ def settled_files() -> Any:
 
 
 @contextmanager
-def _run_lock(wait: float) -> Iterator[None]:
+def _run_lock(wait: float, say: Say) -> Iterator[None]:
     def busy() -> BusyError:
         return BusyError(_busy_sentence())
 
@@ -87,7 +98,7 @@ def _run_lock(wait: float) -> Iterator[None]:
         except BusyError as error:
             if not wait:
                 raise
-            print(f"{error} This one waits for at most {wait / 60:.0f} minutes.", file=sys.stderr)
+            say(f"{error} This one waits for at most {wait / 60:.0f} minutes.")
             stack.enter_context(held_lock(FOLDER / "lock", wait, busy))
         yield
 
@@ -103,12 +114,3 @@ def _busy_sentence() -> str:
         f"Another run is at work in {Path.cwd()}{who}; nothing was changed: wait until it has ended, stop it, or work "
         "in a clone of the project."
     )
-
-
-def _say_if_changed(content: bytes) -> None:
-    if not PARAMS.is_file() or PARAMS.read_bytes() != content:
-        print(
-            "params.yaml was changed during this run, which has computed with what it said at the beginning: "
-            "the change is for the next run.",
-            file=sys.stderr,
-        )

@@ -86,6 +86,13 @@ def test_who_may_wait_gets_the_right_when_the_other_ends(folder: Path, holder: "
     assert waiting.returncode == 0
 
 
+def test_why_a_flow_waits_is_said_in_its_own_log(holder: "subprocess.Popen[str]") -> None:
+    log: list[str] = []
+    with pytest.raises(UserError, match="flawline run bolt"), running("me", 0.1, log.append):
+        pytest.fail("two may run at once")
+    assert [line.endswith("This one waits for at most 0 minutes.") for line in log] == [True]
+
+
 def test_a_run_that_cannot_begin_changes_nothing(project: Project, tmp_path: Path) -> None:
     copy = project.copy(tmp_path / "project")
     process = start(copy.folder)
