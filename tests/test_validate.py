@@ -456,6 +456,7 @@ def test_stage_writes_both_reports_also_when_it_fails(
 def test_command_fails_with_one_sentence(root: Path, tmp_path: Path) -> None:
     truncate(root / "train/good/003.png")
     (tmp_path / "params.yaml").write_text(json.dumps(params_of(root)))
+    (tmp_path / "infra").symlink_to(PROJECT / "infra")
     command = [sys.executable, "-m", "components.validate", "nut"]
     environment = os.environ | {"PYTHONPATH": str(PROJECT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
