@@ -12,6 +12,8 @@ _held: dict[str, "FileLock"] = {}
 
 def hold(run_id: str) -> None:
     """Say that this process has the run open, until `release` or its end."""
+    if run_id in _held:
+        return
     FOLDER.mkdir(parents=True, exist_ok=True)
     lock = _lock(run_id)
     lock.acquire()

@@ -49,7 +49,7 @@ def _fail(sentence: str) -> None:
     """Exit with the sentence, which a flow that has named a file for it gets as well."""
     if path := os.environ.get(REASON):
         with suppress(OSError):
-            Path(path).write_text(sentence, encoding="utf-8")
+            Path(path).write_text(sentence, encoding="utf-8", errors="backslashreplace")  # a path may be no UTF-8
     sys.exit(f"flawline: {sentence}")
 
 

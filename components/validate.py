@@ -93,7 +93,8 @@ def main(category_name: str, params: Params) -> None:
     """
     category = list_category(Path(params.data.root) / category_name)
     limits = params.limits.image_limits()
-    limits = limits.at_depth(params.limits.bits or find_bits([one.path for one in category.train], limits))
+    learned = [record.path for record in category.train]
+    limits = limits.at_depth(params.limits.bits or find_bits(learned, limits, params.threads))
     table = image_table(category, limits, params.threads, params.validation.near_distance)
     report = validation_report(category, table, params.validation, limits.bits)
     folder = Path("artifacts") / category_name / "validation"
