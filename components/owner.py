@@ -10,8 +10,11 @@ SCRIPT = b"infra/stage"  # what dvc.yaml calls; a shell may stand between DVC an
 
 
 def end_with_owner() -> None:
-    """End this process at once when its owner ends; files are written whole or not at all, so nothing is lost."""
-    with suppress(OSError):
+    """End this process at once when its owner ends; files are written whole or not at all, so nothing is lost.
+
+    No effect where the system cannot tell (no pidfd: macOS, a kernel before 5.3, a sandbox).
+    """
+    with suppress(AttributeError, OSError):
         threading.Thread(target=_watch, args=(os.pidfd_open(owner()),), daemon=True).start()
 
 

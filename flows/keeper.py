@@ -15,6 +15,15 @@ MARK = "FLAWLINE_OWNER"
 PATIENCE = 15.0  # seconds between the request to end and the kill
 
 
+def can_watch() -> bool:
+    """Whether this system tells of a process's end and environment: no pidfd or /proc has macOS, or a Linux before 5.3."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return os.path.exists("/proc/self/environ")
+
+
 def main(mark: str) -> None:
     """Return when the process is gone and nothing that carries its mark is left."""
     pid, _, started = mark.partition("-")
@@ -23,7 +32,7 @@ def main(mark: str) -> None:
         until = time.monotonic() + PATIENCE
         while (left := carriers(mark)) and time.monotonic() < until:
             for one in left:
-                with suppress(ProcessLookupError):
+                with suppress(OSError):  # it is gone, or became another user's
                     os.kill(one, number)
             wait_for_any(left, until - time.monotonic())
 

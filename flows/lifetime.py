@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from flows.keeper import MARK, start_time
+from flows.keeper import MARK, can_watch, start_time
 
 KEEPER = Path(__file__).with_name("keeper.py")
 
@@ -22,7 +22,9 @@ _first: list[Callable[[], None]] = []  # done before a signal ends this process
 
 
 def end_children_with_me() -> None:
-    """Let whatever this process starts from now on end with it; once is enough."""
+    """Let whatever this process starts from now on end with it; once is enough. No effect where that cannot be watched."""
+    if not can_watch():
+        return
     mark = f"{os.getpid()}-{start_time(os.getpid())}"
     if os.environ.get(MARK) == mark:
         return

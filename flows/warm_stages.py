@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
+from flows.keeper import can_watch
 from flows.lifetime import ended_first
 
 ADDRESS = "FLAWLINE_WARM_STAGES"
@@ -33,9 +34,11 @@ MOST_BYTES = 1 << 20
 def warm_stages(variables: Mapping[str, str]) -> Iterator[None]:
     """Keep a process ready from which stages are forked, unless there is one; it ends with the block, or with us.
 
+    Where the system does not tell of a process's end there is none, and each stage starts an interpreter of its own.
+
     variables: what its environment has besides ours; numerical libraries read their threads when they are imported.
     """
-    if ADDRESS in os.environ:
+    if ADDRESS in os.environ or not can_watch():
         yield
         return
     with tempfile.TemporaryDirectory(prefix="flawline-") as folder, socket.socket(socket.AF_UNIX) as listener:

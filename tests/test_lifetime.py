@@ -76,6 +76,24 @@ def test_a_stage_ends_with_the_program_whose_shell_called_it(tmp_path: Path) -> 
         assert is_ended(stage)  # before the pipe is closed, which the stage would not notice
 
 
+@pytest.mark.parametrize("lack", ["del os.pidfd_open", "os.pidfd_open = missing"], ids=["python", "kernel"])
+def test_without_pidfd_all_goes_on_unwatched(lack: str) -> None:
+    code = f"""
+import errno, os
+from components.owner import end_with_owner
+def missing(pid): raise OSError(errno.ENOSYS, "Function not implemented")
+{lack}
+from flows.lifetime import end_children_with_me
+from flows.warm_stages import ADDRESS, warm_stages
+end_with_owner()
+end_children_with_me()
+with warm_stages({{}}):
+    print("FLAWLINE_OWNER" in os.environ, ADDRESS in os.environ)
+"""
+    with start(code, stderr=subprocess.PIPE) as process:
+        assert process.communicate() == ("False False\n", "")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_ends_what_runs_in_order(number: signal.Signals) -> None:
     with start(IN_ORDER) as process:
