@@ -9,7 +9,7 @@ import typer
 
 from components.errors import UserError
 from flows.environment import enter_project
-from flows.tables import print_table
+from flows.tables import print_table, say_lost
 
 Source = Annotated[
     str | None,
@@ -64,7 +64,7 @@ def ingest(
         print(json.dumps(summaries, indent=2))
     else:
         for summary in summaries:
-            _say(summary)
+            say_summary(summary)
     if errors:
         raise UserError(" ".join(errors))
 
@@ -99,6 +99,7 @@ def accept(context: typer.Context, names: Names) -> None:
     from flows.reviewing import accept as accept_held
 
     for done, announced in accept_held(names, context.obj):
+        say_lost(done.category, done.lost)
         print(f"{done.message} (version {done.commit[:10]})\n{announced}\nNext: flawline run {done.category}")
 
 
@@ -111,21 +112,27 @@ def refuse(context: typer.Context, names: Names) -> None:
 
 
 def _ingest(source: str | None, categories: list[str]) -> list[dict[str, Any]]:
+    from components.disk import check_room, full_disk_said
+    from flows.lifetime import end_children_with_me
     from flows.prefect_server import answering_server
 
-    with answering_server():
+    end_children_with_me()
+    check_room()
+    with full_disk_said(), answering_server():
         from flows.ingest import ingest as run_ingest  # seconds to import: only when there is something to do
 
         return list(run_ingest(source, categories))
 
 
-def _say(summary: Mapping[str, Any]) -> None:
+def say_summary(summary: Mapping[str, Any]) -> None:
+    """Say what became of a batch."""
     from components.outcome import count_words
 
     if "error" in summary:
         return
     version = f"; version {summary['commit'][:10]}" if summary["commit"] else ""
     print(f"{summary['category']}: {count_words(summary)}{version}")
+    say_lost(summary["category"], summary.get("lost", ()))
     if summary.get("announced"):
         print(f"{summary['category']}: {summary['announced']}")
     if not summary["screened"] and summary["accepted"]:

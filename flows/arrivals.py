@@ -142,7 +142,7 @@ def judge_files(batch: Batch, params: Params) -> dict[str, Any]:
 
 
 def commit(batch: Batch, params: Params) -> dict[str, Any]:
-    """Commit the accepted images as one new version; `commit` is None where nothing was accepted."""
+    """Commit the accepted images as one new version; `commit` is None where nothing was accepted, `lost` as there."""
     del params
     verdicts, items = _verdicts(batch), {item.number: item for item in batch.items()}
     accepted = [(items[verdict.number], verdict) for verdict in verdicts if verdict.outcome == "accepted"]
@@ -151,7 +151,7 @@ def commit(batch: Batch, params: Params) -> dict[str, Any]:
     records = [ImageRecord(batch.raw(item), image_name(item, one), "train", "good") for item, one in accepted]
     note = f"Ingested from {batch.result('claim')['source']}, batch {batch.name}: {count_words(summarise(verdicts))}."
     done = commit_images(batch.category, records, note=note, validate=False, link=True)
-    return {"commit": done.commit, "message": done.message}
+    return {"commit": done.commit, "message": done.message, "lost": list(done.lost)}
 
 
 def push(batch: Batch, params: Params) -> dict[str, Any]:
@@ -183,7 +183,8 @@ def acknowledge(batch: Batch, params: Params) -> dict[str, Any]:
 
     Keys: category, batch, source, time; arrived, accepted, held, quarantined, reasons (`outcome.summarise`); left: how
     many files changed meanwhile and stay; drift: the measures that drifted; screened: whether a champion looked at
-    them; commit, message, pushed, announced (in words); page: where the page about the batch is.
+    them; commit, message, lost (see `versions.Committed`; these three only where something was accepted, but for
+    commit), pushed, announced (in words); page: where the page about the batch is.
     """
     verdicts, claimed, judged = _verdicts(batch), batch.result("claim"), batch.result("judged")
     limits = arrival_limits(settle_bits(params, batch.category))

@@ -1,5 +1,6 @@
 """The command-line program `flawline`."""
 
+import io
 import json
 import os
 import shlex
@@ -45,6 +46,8 @@ COLUMNS = {
 def main() -> None:
     """Run the program; what the user can mend is said in one sentence, with exit code 1."""
     end_in_order()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a locale that is not UTF-8 lacks some signs, which is no error
+        sys.stdout.reconfigure(errors="backslashreplace")
     run_guarded(app)
 
 
@@ -131,6 +134,8 @@ def score(
             scored.rows,
             {"image": "image", "score": "score", "threshold": "threshold", "verdict": "verdict", "p_value": "p-value"},
         )
+    for sentence in scored.clipped:
+        print(f"flawline: {sentence}", file=sys.stderr)
     scored.check()
 
 
@@ -206,15 +211,18 @@ def _chosen_categories(chosen: list[str] | None, data: Path | None) -> list[str]
 
 def _retrain(categories: list[str], *, force: bool = False, with_demo: bool = False) -> list[str]:
     """Run the flow; returns the categories that failed. A Prefect server that does not answer is a user's error."""
-    from components.disk import check_room
+    from components.disk import FULL_BYTES, check_room, full_disk_said
     from flows.prefect_server import answering_server
 
     end_children_with_me()
-    check_room(Path(".flawline").absolute())
-    with settled_params() as params, warm_stages(params.thread_variables), answering_server():
+    check_room()
+    with full_disk_said(), settled_params() as params, warm_stages(params.thread_variables), answering_server():
         from flows.pipeline import retrain  # seconds to import: only when all that was asked for is possible
 
-        return retrain(categories, force=force, with_demo=with_demo)
+        failed = retrain(categories, force=force, with_demo=with_demo)
+    if failed:
+        check_room(needed=FULL_BYTES)  # this explains whatever reason was said
+    return failed
 
 
 def _command() -> str:

@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from components.errors import UserError, printable
+from components.errors import UserError
 from flows.environment import enter_project
-from flows.tables import print_table
+from flows.tables import print_table, say_lost, say_names
 
 if TYPE_CHECKING:
     from components.data_version import Placement
     from components.dataset import ImageRecord
-    from flows.versions import Committed
 
 data_app = typer.Typer(help="Get data sets, keep versions of them, look at them.", no_args_is_help=True)
 
-MAX_NAMED = 10  # names in a line of prose
 MAX_LINES = 40  # of findings
 SHEET = Path(".flawline/data-diff.png")
 OneCategory = Annotated[str | None, typer.Argument(help="One category; all if not given.")]
@@ -114,7 +112,7 @@ def add(
         done = commit_images(category, records, root=root, note=note)
         _say_left_out(path, records)
     _say_placements(done.placements)
-    _say_lost(category, done)
+    say_lost(category, done.lost)
     if done.is_new:
         print(f"{done.message} (version {done.commit[:10]})", flush=True)
         good = sum(not name.startswith("test/") for name in done.difference.added)
@@ -151,7 +149,7 @@ def push(category: OneCategory = None) -> None:
     from flows.transfer import push as push_all
 
     done = push_all(category)
-    _say_names("left out, as this machine's cache does not hold their results", done.left_out)
+    say_names("left out, as this machine's cache does not hold their results", done.left_out)
     print(f"{done.objects} objects sent.")
 
 
@@ -163,7 +161,7 @@ def pull(category: OneCategory = None) -> None:
 
     done = pull_all(category)
     print(f"{done.objects} files fetched; the images are at the version that is checked out.")
-    _say_names("results that are not in the remote, and that `dvc repro` computes", done.left_out)
+    say_names("results that are not in the remote, and that `dvc repro` computes", done.left_out)
 
 
 @data_app.command()
@@ -212,7 +210,7 @@ def diff(
         return
     for name, difference, path in found:
         for words, names in asdict(difference).items():
-            _say_names(f"{name}: {len(names)} {words.replace('_', ' ')}", names)
+            say_names(f"{name}: {len(names)} {words.replace('_', ' ')}", names)
         print(f"{name}: contact sheet in {path}" if path else f"{name}: no image and no mask changed, but other files")
     if not found:
         print(f"No images changed from {old} to {new}.")
@@ -250,23 +248,15 @@ def _say_placements(placements: Sequence["Placement"]) -> None:
     other = [place for place in placements if place.is_left_as_other_kind]
     skipped = [place for place in placements if not place.is_changed and not place.is_left_as_other_kind]
     renamed = [place for place in placements if place.is_new and place.name != place.record.name]
-    _say_names("moved to another kind", [f"{place.was} → {place.name}" for place in moved])
-    _say_names("already there, and their masks new", [place.name for place in masked])
-    _say_names(
+    say_names("moved to another kind", [f"{place.was} → {place.name}" for place in moved])
+    say_names("already there, and their masks new", [place.name for place in masked])
+    say_names(
         "already there as another kind, and left so (to change that, move the file in the category's own folder, and "
         "add that folder)",
         [f"{place.record.path.name} (offered as {place.record.kind}, is {place.name})" for place in other],
     )
-    _say_names("already there, skipped", [f"{place.record.path.name} (as {place.name})" for place in skipped])
-    _say_names("renamed, as the name was taken", [f"{place.record.name} → {place.name}" for place in renamed])
-
-
-def _say_lost(category: str, done: "Committed") -> None:
-    _say_names(
-        f"lost for the versions of {category} before this one, as they were changed in place while they were hard "
-        "links into DVC's cache, and no remote has them",
-        done.lost,
-    )
+    say_names("already there, skipped", [f"{place.record.path.name} (as {place.name})" for place in skipped])
+    say_names("renamed, as the name was taken", [f"{place.record.name} → {place.name}" for place in renamed])
 
 
 def _show_verified(checked: dict[str, int], rows: list[dict[str, Any]]) -> None:
@@ -295,10 +285,4 @@ def _say_left_out(folder: Path, records: Sequence["ImageRecord"]) -> None:
     from components.left_out import left_out, reasons
 
     for reason, names in reasons(left_out(folder, records)).items():
-        _say_names(f"left out, as each {reason}", names)
-
-
-def _say_names(words: str, names: Sequence[str]) -> None:
-    if names:
-        more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-        print(f"{words}: {', '.join(map(printable, names[:MAX_NAMED]))}{more}")
+        say_names(f"left out, as each {reason}", names)

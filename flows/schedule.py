@@ -17,6 +17,7 @@ if "PREFECT__FLOW_RUN_ID" in os.environ:  # a process of a worker, for this flow
     end_in_order()
 enter_project()  # a worker starts in the project's folder; settings come before the libraries that read them
 
+from components.disk import check_room  # noqa: E402
 from components.params import load_params  # noqa: E402
 from components.tracking import end_abandoned_runs  # noqa: E402
 from flows.ingest import ingest  # noqa: E402
@@ -70,6 +71,7 @@ def retrain_arrived(category: str) -> bool:
 @flow(name="flawline-ingest-arrived", flow_run_name="take in what arrived")
 def ingest_arrived(source: str | None = None) -> list[dict[str, Any]]:
     """Take in what lies in the inbox, as `flawline ingest`; the flow run fails where a category does."""
+    check_room()
     end_abandoned_runs()  # the next who comes by: a retraining that was killed twice has no next try
     summaries = ingest(source)
     errors = [summary["error"] for summary in summaries if "error" in summary]
@@ -96,6 +98,7 @@ def _look_again(pending: Pending, hours: float) -> None:
 
 
 def _retrain_all(categories: Sequence[str]) -> None:
+    check_room()
     failed = retrain(categories)
     if failed:
         raise UserError(f"{', '.join(failed)} did not get a model: the log of the stages says why.")

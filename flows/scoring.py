@@ -14,17 +14,18 @@ from components import registry
 from components.capsule import Capsule, load_capsule
 from components.detector import BATCH
 from components.errors import UserError, printable
-from components.images import ImageLimits, read_image, resize_image
+from components.images import ImageLimits, read_with_header, resize_image
 from components.params import load_params
 from components.runtime import use_threads
 
 
 @dataclass
 class Scored:
-    """One row for each image that could be read, and one sentence for each that could not."""
+    """One row for each image that could be read, one sentence for each that could not, or not as it is (`clipped`)."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    clipped: list[str] = field(default_factory=list)
 
     def check(self) -> None:
         """Raise UserError, one sentence, where an image could not be scored."""
@@ -65,21 +66,29 @@ def score_images(paths: Sequence[Path], category: str, which: str, maps: Path | 
     source = {"category": category, "version": number, "capsule_digest": digest}
     scored = Scored()
     for start in range(0, len(paths), BATCH):
-        read = list(_readable(paths[start : start + BATCH], capsule.detector.size, limits, scored.refused))
+        read = list(_readable(paths[start : start + BATCH], capsule.detector.size, limits, scored))
         if read:
             scored.rows += _rows(capsule, read, source, maps)
     return scored
 
 
 def _readable(
-    paths: Sequence[Path], size: int, limits: ImageLimits, refused: list[str]
+    paths: Sequence[Path], size: int, limits: ImageLimits, scored: Scored
 ) -> Iterator[tuple[Path, np.ndarray]]:
-    """The images that can be decoded, (size, size, 3) uint8; why others cannot is appended to `refused`."""
+    """The images that can be decoded, (size, size, 3) uint8; `scored` gets why others cannot, and what is cut off."""
+    most = (1 << limits.bits) - 1
     for path in paths:
         try:
-            yield path, resize_image(read_image(path, limits), size)
+            decoded = read_with_header(path, limits)
+            yield path, resize_image(decoded.pixels, size)
         except UserError as error:
-            refused.append(printable(str(error)))
+            scored.refused.append(printable(str(error)))
+            continue
+        if decoded.highest is not None and decoded.highest > most:
+            scored.clipped.append(
+                f"{printable(str(path))} has grey values up to {decoded.highest}, and its model has learned at "
+                f"{limits.bits} bits: all above {most} are read as white."
+            )
 
 
 def _rows(

@@ -1,4 +1,4 @@
-"""Tables on the terminal."""
+"""Tables and lists of names on the terminal."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from components.errors import printable
 
+MAX_NAMED = 10  # names in a line of prose
 PIPE_WIDTH = 10_000  # characters; a table takes what it needs of them
 JustifyMethod = Literal["left", "right"]
 
@@ -27,6 +28,22 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -
     for row in rows:
         table.add_row(*(Text(printable(_cell(row.get(name)))) for name in columns))
     Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+
+
+def say_names(words: str, names: Sequence[str]) -> None:
+    """Print a line of prose with names, the first of them where there are many; nothing where there is none."""
+    if names:
+        more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+        print(f"{words}: {', '.join(map(printable, names[:MAX_NAMED]))}{more}")
+
+
+def say_lost(category: str, names: Sequence[str]) -> None:
+    """Say which files of the versions before have no bytes any more, see `flows.versions.Committed`."""
+    say_names(
+        f"lost for the versions of {category} before this one, as they were changed in place while they were hard "
+        "links into DVC's cache, and no remote has them",
+        names,
+    )
 
 
 def _cell(value: Any) -> str:

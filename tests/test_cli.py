@@ -27,6 +27,13 @@ def test_help_names_every_command(project: Project) -> None:
         assert f" {command} " in done.stdout
 
 
+def test_signs_that_a_terminal_lacks_are_no_error(project: Project) -> None:
+    western = Project(project.folder, {**project.environment, "PYTHONIOENCODING": "latin-1"})
+    done = western.flawline("run", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\u2026" in done.stdout
+
+
 def test_data_list_counts_images(project: Project) -> None:
     done = project.flawline("data", "list")
     widget = next(line for line in done.stdout.splitlines() if "widget" in line)

@@ -12,12 +12,14 @@ from PIL import Image
 from components.data_version import list_offered
 from components.dataset import list_records
 from components.errors import UserError
+from flows.arrival_cli import say_summary
 from flows.dvc_project import open_project
 from flows.history import diff_versions, verify
 from flows.stores import set_remote
 from flows.transfer import pull, push
 from flows.versions import Committed, commit_folder, commit_images
-from tests.project import Project, write_category, write_image
+from tests.arriving import INBOX, ingest_here
+from tests.project import Project, new_images, write_category, write_image
 
 FOLDER = Path("data/tiny/widget")
 CACHE = Path(".dvc/cache/files/md5")
@@ -249,6 +251,20 @@ def test_what_an_edit_of_a_hard_link_took_from_the_old_version_is_said(hard_link
     assert done.stdout.count("train/good/000.png") == 1
     assert {finding.state for finding in verify().findings} == {"missing"}  # and not taken for whole
     assert max(path.stat().st_nlink for path in FOLDER.rglob("*.png")) == 1
+
+
+def test_what_an_edit_of_a_hard_link_took_is_said_by_an_ingest_too(
+    hard_linked: Project, mlflow_database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(".flawline/mlflow").mkdir(parents=True)
+    shutil.copy(mlflow_database, ".flawline/mlflow/mlflow.db")
+    hard_linked.set_params({"ingest": {"settle_seconds": 0}})
+    edit_in_place(FOLDER / "train/good/000.png", (FOLDER / "test/good/000.png").read_bytes()[:-1] + b"x")
+    new_images(INBOX / "widget", 2)
+    (summary,) = ingest_here()
+    assert (summary["accepted"], summary["lost"]) == (2, ["train/good/000.png"])
+    say_summary(summary)
+    assert "lost for the versions of widget before this one" in capsys.readouterr().out
 
 
 def test_what_an_edit_of_a_hard_link_took_comes_back_from_the_remote(hard_linked: Project, tmp_path: Path) -> None:

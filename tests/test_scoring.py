@@ -70,6 +70,19 @@ def test_where_no_version_serves_the_one_there_is_and_why_are_said(workspace: Pa
     assert score_images([image], "bottle", "challenger", None).rows[0]["version"] == 1
 
 
+def test_values_beyond_the_bits_that_were_learned_are_said(scoring: Path, make_capsule: MakeCapsule) -> None:
+    promote("nut", register("nut", make_capsule(Path("deep"), category="nut", bits=12), "", {}, "x").number, "test")
+    for name, highest in {"within.tif": 4095, "beyond.tif": 4096}.items():
+        values = np.full((48, 48), 7, np.uint16)
+        values[0, 0] = highest
+        Image.fromarray(values).save(scoring / name)
+    scored = score_images([scoring / "within.tif", scoring / "beyond.tif"], "nut", "champion", None)
+    assert (len(scored.rows), scored.refused) == (2, [])
+    (said,) = scored.clipped
+    assert said.startswith(f"{scoring / 'beyond.tif'} has grey values up to 4096")
+    assert "all above 4095 are read as white" in said
+
+
 def test_unreadable_images_cost_only_their_own_rows(scoring: Path) -> None:
     paths = written([scoring / f"{number:02}.png" for number in range(20)])
     expected = {row["image"]: row["score"] for row in score_images(paths, "bottle", "champion", None).rows}
