@@ -17,6 +17,7 @@ from components.depth import find_bits
 from components.errors import UserError, printable
 from components.files import new_directory, write_json, write_text
 from components.image_table import LARGE_MASK, data_digest, good_values, image_table, learned_images
+from components.layout import name_key
 from components.left_out import LeftOut, left_out, reasons
 from components.params import Params, ValidationParams
 from components.report_page import render_page
@@ -121,6 +122,7 @@ def validation_report(
     checks = run_suite([*category_suite(table, limits, bits), *evaluation_suite(table, limits)], table)
     unused = left_out(category.root, category.records)
     checks += use_checks(unused, len(table), sum(len(record.masks) for record in category.records))
+    checks += [kinds_check(category)]
     errors = [_said(check) for check in checks if not check["success"] and check["severity"] == "error"]
     warnings = [_said(check) for check in checks if not check["success"] and check["severity"] == "warning"]
     return {
@@ -181,6 +183,25 @@ def use_checks(unused: list[LeftOut], images: int, masks: int) -> list[dict[str,
             images,
         ),
     ]
+
+
+def kinds_check(category: Category) -> dict[str, Any]:
+    """What is expected of the kinds of defects: that each has one folder. Images are named by the folder too many."""
+    alike: dict[str, set[str]] = {}
+    for record in category.test:
+        alike.setdefault(name_key(record.kind), set()).add(record.kind)
+    twice = [(other, min(kinds)) for kinds in alike.values() for other in sorted(kinds)[1:]]
+    words = "differs from the kind {} in capital letters or spaces alone: the figures of one kind are split over two"
+    found = [LeftOut(f"test/{printable(other)}", words.format(printable(kind)), "warning") for other, kind in twice]
+    rule = Rule(
+        "kinds_distinct",
+        "warning",
+        "No two kinds of defects have names that differ in capital letters or spaces alone",
+        "",
+        "bring their images, and their masks, into one folder",
+        suite="evaluation",
+    )
+    return _use_check(rule, found, len(alike))
 
 
 def _use_check(rule: Rule, broken: list[LeftOut], used: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ PATIENCE = 15.0  # seconds between the request to end and the kill
 
 
 def can_watch() -> bool:
-    """Whether this system tells of a process's end and environment: no pidfd or /proc has macOS, or a Linux before 5.3."""
+    """Whether this system tells of a process's end and environment; macOS and a Linux before 5.3 do not."""
     try:
         os.close(os.pidfd_open(os.getpid()))
     except (AttributeError, OSError):

@@ -22,7 +22,7 @@ _first: list[Callable[[], None]] = []  # done before a signal ends this process
 
 
 def end_children_with_me() -> None:
-    """Let whatever this process starts from now on end with it; once is enough. No effect where that cannot be watched."""
+    """Let whatever this process starts from now on end with it; once is enough. No effect where none can watch."""
     if not can_watch():
         return
     mark = f"{os.getpid()}-{start_time(os.getpid())}"

@@ -174,7 +174,7 @@ def test_rules_belong_to_the_suite_of_the_category_or_of_the_test_images(sound: 
     suites = {check["rule"]: check["suite"] for check in report_of(sound)["checks"]}
     evaluation = {name for name, suite in suites.items() if suite == "evaluation"}
     masks = {"mask_present", "mask_decodes", "mask_size", "mask_binary", "mask_not_empty", "mask_one_frame"}
-    masks |= {"masks_not_inverted", "mask_small", "mask_orientation", "masks_clear", "masks_used"}
+    masks |= {"masks_not_inverted", "mask_small", "mask_orientation", "masks_clear", "masks_used", "kinds_distinct"}
     shifts = {f"{name}_shift" for name in ("brightness", "contrast", "sharpness", "red_share", "blue_share")}
     assert evaluation == {"no_leak", "no_near_leak", "one_label", "no_test_duplicate", *masks, *shifts}
     assert set(suites.values()) == {"category", "evaluation"}
@@ -442,7 +442,7 @@ def test_stage_writes_both_reports_also_when_it_fails(
     folder = tmp_path / "artifacts/nut/validation"
     validate.main("nut", parse_params(params_of(root), "params"))
     assert json.loads((folder / "report.json").read_text())["passed"]
-    assert "Fit to learn from: all 35 rules are kept" in (folder / "report.html").read_text()
+    assert "Fit to learn from: all 36 rules are kept" in (folder / "report.html").read_text()
 
     truncate(root / "train/good/003.png")
     with pytest.raises(UserError, match="cannot be decoded"):
@@ -470,6 +470,15 @@ def test_command_fails_with_one_sentence(root: Path, tmp_path: Path) -> None:
 def found_by(report: dict[str, Any], rule: str) -> list[str]:
     (check,) = [check for check in report["checks"] if check["rule"] == rule]
     return [image["problem"] for image in check["images"]] or [check.get("problem", "")]
+
+
+def test_kinds_that_differ_in_capital_letters_alone_are_said(root: Path) -> None:
+    (root / "test/Hole").mkdir()
+    (root / "test/hole/005.png").rename(root / "test/Hole/005.png")
+    report = report_of(root)
+    (said,) = found_by(report, "kinds_distinct")
+    assert said.startswith("test/hole differs from the kind Hole in capital letters")
+    assert "kinds_distinct" in broken_rules(report, "warning")
 
 
 def test_masks_are_looked_at_with_care(root: Path) -> None:
