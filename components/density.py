@@ -6,7 +6,7 @@ added and removed without a refit, and the density of "all folds but one" costs 
 
 Sources: GDE, Li et al., "CutPaste" (CVPR 2021), section 2.4, and Rippel et al., "Modeling the distribution of
 normal data in pre-trained deep features" (ICPR 2020); one Gaussian per location, Defard et al., "PaDiM" (2020).
-Those of the moments and of the shrinkage are in `components.moments` and `components.shrinkage`.
+Those of the moments, of the shrinkage and of its inverse are in `components.moments`, `.shrinkage` and `.whitening`.
 """
 
 import os
@@ -24,13 +24,10 @@ from components.errors import UserError
 from components.moments import CHUNK_BYTES, Moments, accumulate, combine_blockwise, group_blocks
 from components.shrinkage import (
     average_variance,
-    inverse_cholesky,
-    leading_eigenpairs,
     ledoit_wolf_shrinkage,
     lift,
     oas_shrinkage,
     principal,
-    pseudo_whitening,
     shrunk,
 )
 
@@ -439,11 +436,15 @@ class GaussianDensity:
 
     def _leading(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The `rank` leading eigenvalues (k,) and eigenvectors (D, k) of each empirical covariance."""
+        from components.whitening import leading_eigenpairs  # before `_each`, whose limit is of what is loaded
+
         scatter, observations, _ = self._spread()
         freedom = observations - (len(self._defined().mean) if self.layout == "pooled" else 1)
         yield from _each(lambda s: leading_eigenpairs(np.divide(s, observations), self.rank, freedom), scatter)
 
     def _inverter(self, observations: int) -> Callable[[np.ndarray], np.ndarray]:
+        from components.whitening import inverse_cholesky, pseudo_whitening  # before `_each`, as above
+
         if self.covariance != "empirical":
             return inverse_cholesky
         means = len(self._defined().mean) if self.layout == "pooled" else 1

@@ -10,8 +10,6 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special
-from scipy.spatial.distance import cdist
 
 from components.density_arrays import checked, require_shapes, stored_shape
 from components.errors import UserError
@@ -65,7 +63,7 @@ class KernelDensity:
         order = np.random.default_rng(self.seed).permutation(len(z))
         total = np.zeros(len(bandwidths))
         for held_out in np.array_split(order, min(self.folds, len(z))):
-            squares = cdist(z[held_out], np.delete(z, held_out, axis=0), "sqeuclidean")
+            squares = _squared_distances(z[held_out], np.delete(z, held_out, axis=0))
             total += [_kernel_log_density(squares, h, z.shape[1]).sum() for h in bandwidths]
         return float(bandwidths[np.argmax(total)])
 
@@ -139,7 +137,7 @@ class KernelScorer:
         if x.shape[1] != len(self.mean):
             raise UserError(f"The kernel density was fitted to {len(self.mean)} features, not {x.shape[1]}.")
         z = (x.astype(np.float64) - self.mean) / self.scale
-        squares = cdist(z, self.training.astype(np.float64), "sqeuclidean")  # (N, M)
+        squares = _squared_distances(z, self.training.astype(np.float64))  # (N, M)
         volume = np.log(self.scale.astype(np.float64)).sum()
         return volume - _kernel_log_density(squares, float(self.bandwidth[0]), x.shape[1])
 
@@ -155,7 +153,16 @@ class KernelScorer:
         return cls(arrays)
 
 
+def _squared_distances(z: np.ndarray, kernels: np.ndarray) -> np.ndarray:
+    """(N, M) of (N, D) and (M, D)."""
+    from scipy.spatial.distance import cdist  # a part of a second to import, and most detectors have no kernel density
+
+    return cdist(z, kernels, "sqeuclidean")
+
+
 def _kernel_log_density(squares: np.ndarray, bandwidth: float, dimensions: int) -> np.ndarray:
     """Log density (N,) from squared distances (N, M) to M kernels of this bandwidth."""
+    from scipy import special
+
     exponent = special.logsumexp(-squares / (2 * bandwidth**2), axis=1)
     return exponent - np.log(squares.shape[1]) - dimensions / 2 * np.log(2 * np.pi * bandwidth**2)

@@ -1,15 +1,10 @@
-"""Covariances from scatters: how much they are shrunk, the shrunk ones, their whitening, their leading eigenpairs.
+"""Covariances from scatters: how much they are shrunk, and the shrunk ones.
 
 Sources: Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance matrices" (2004); OAS, Chen et
-al., "Shrinkage algorithms for MMSE covariance estimation" (2010), eq. 23; leading eigenpairs by a random projection,
-Halko, Martinsson and Tropp, "Finding structure with randomness" (2011).
+al., "Shrinkage algorithms for MMSE covariance estimation" (2010), eq. 23.
 """
 
 import numpy as np
-from scipy import linalg
-from scipy.linalg import lapack
-
-from components.errors import UserError
 
 # A location whose average variance is below this part of the average over all locations hardly varies at all (a
 # plain background); it is raised to that, so that rounding noise there does not drown every other location.
@@ -19,8 +14,6 @@ LOCATION_FLOOR = 1e-4
 EIGENVALUE_FLOOR = 1e-6
 # Eigenvalues below this part of the largest count as zero in the pseudo-inverse.
 RANK_TOLERANCE = 1e-12
-# Columns that the projection for leading eigenpairs has more than the rank it looks for.
-SKETCH_MARGIN = 8
 
 
 def ledoit_wolf_shrinkage(count: int, scatter: np.ndarray, fourth: np.ndarray) -> np.ndarray:
@@ -84,44 +77,6 @@ def shrunk(scatter: np.ndarray, count: int, shrinkage: np.ndarray, diagonal: np.
     index = np.arange(scatter.shape[-1])
     covariance[:, index, index] += diagonal[:, None]
     return covariance
-
-
-def inverse_cholesky(covariance: np.ndarray) -> np.ndarray:
-    """Upper triangular W (D, D) with W Wᵀ the inverse of a positive definite covariance."""
-    factor, failed = lapack.dpotrf(covariance.T, lower=0, clean=1)
-    if failed:
-        raise UserError(
-            "The covariance of the features is not positive definite in float64: choose a larger ridge, or the "
-            "covariance ledoit-wolf."
-        )
-    inverse, _ = lapack.dtrtri(factor, lower=0)
-    return inverse
-
-
-def pseudo_whitening(covariance: np.ndarray, rank: int) -> np.ndarray:
-    """Upper triangular W (D, D) with W Wᵀ the pseudo-inverse of a covariance of at most this rank."""
-    values, vectors = linalg.eigh(covariance)
-    kept = (values > values[-1] * max(RANK_TOLERANCE, len(values) * np.finfo(float).eps)) & (values > 0)
-    kept[: max(0, len(values) - rank)] = False
-    scaled = np.where(kept, vectors / np.sqrt(np.where(kept, values, 1)), 0)
-    return linalg.rq(scaled, mode="r")
-
-
-def leading_eigenpairs(covariance: np.ndarray, rank: int, freedom: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `rank` largest eigenvalues (k,), ascending, with eigenvectors (D, k), of a covariance (D, D).
-
-    freedom: a bound of the covariance's own rank (observations less means). Where that is small, a fixed random
-    projection finds its range exactly (Halko, Martinsson and Tropp, 2011), and only a small matrix is decomposed.
-    """
-    dimensions = len(covariance)
-    first = max(0, dimensions - rank)
-    if 2 * (freedom + SKETCH_MARGIN) > dimensions:
-        values, vectors = linalg.eigh(covariance, subset_by_index=(first, dimensions - 1), check_finite=False)
-        return np.maximum(values, 0), vectors
-    probe = np.random.default_rng(0).standard_normal((dimensions, freedom + SKETCH_MARGIN))
-    basis = np.linalg.qr(covariance @ probe)[0]  # (D, m)
-    values, small = np.linalg.eigh(basis.T @ covariance @ basis)
-    return np.maximum(values[-rank:], 0), basis @ small[:, -rank:]
 
 
 def principal(centred: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ from sklearn.neighbors import KernelDensity as SklearnKernelDensity
 from components.density import Covariance, GaussianDensity, GaussianScorer, Layout, low_rank_scorer
 from components.errors import UserError
 from components.kernel_density import KernelDensity, KernelScorer
-from components.shrinkage import leading_eigenpairs
+from components.whitening import leading_eigenpairs
 
 COVARIANCES = get_args(Covariance)
 LAYOUTS = get_args(Layout)

@@ -157,7 +157,7 @@ def test_scoring_with_a_fetched_capsule_imports_only_what_scores(scoring: Path) 
         "import sys; from pathlib import Path; from flows.scoring import category_of, score_images\n"
         f"paths = [Path({str(paths[0])!r})]\n"
         "score_images(paths, category_of(paths), 'champion', None)\n"
-        "heavy = {'mlflow', 'sqlalchemy', 'matplotlib', 'sklearn', 'pandas', 'prefect', 'dvc'}\n"
+        "heavy = {'mlflow', 'sqlalchemy', 'matplotlib', 'sklearn', 'scipy', 'pandas', 'prefect', 'dvc'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
