@@ -153,7 +153,7 @@ corrected p = {{ "%.2g" % one.p_value }}</td>
 {% endif %}
 
 <footer class="soft">Batch {{ summary.batch }} from {{ summary.source }}, {{ summary.time }}
-{%- if not summary.screened %}; no model was there yet to look for defects{% endif %}
+{%- if not summary.screened %}; no champion was there yet to look for defects{% endif %}
 {%- if summary.commit %}; version {{ summary.commit }}{% endif %}
 </footer>
 </main>

@@ -60,7 +60,9 @@ def screen(
     found: list[Screened] = []
     limit, largest, count = hold_limit(capsule.calibration, level), max(capsule.calibration), len(capsule.calibration)
     for start in range(0, len(paths), BATCH):
-        images = [read_image(path, limits) for path in paths[start : start + BATCH]]
+        batch = paths[start : start + BATCH]
+        # Resampled one by one, so that a batch of large images never lies decoded in memory.
+        images = [resize_image(read_image(path, limits), capsule.detector.size) for path in batch]
         scores, maps = capsule.score(images)
         p_values = capsule.p_values(scores)
         for row, (score, p_value) in enumerate(zip(scores.tolist(), p_values.tolist(), strict=True)):
@@ -72,9 +74,8 @@ def screen(
 
 def _draw(capsule: Capsule, image: np.ndarray, anomaly_map: np.ndarray, screened: Screened, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    shown = resize_image(image, capsule.detector.size)
     caption, title = f"p = {screened.p_value:.3g}", f"{capsule.category}: held"
     map_gallery(
-        [shown], [anomaly_map], None, [screened.score], [caption], path, capsule.map_range, capsule.threshold,
+        [image], [anomaly_map], None, [screened.score], [caption], path, capsule.map_range, capsule.threshold,
         title=title,
     )  # fmt: skip

@@ -136,7 +136,7 @@ def say_summary(summary: Mapping[str, Any]) -> None:
     if summary.get("announced"):
         print(f"{summary['category']}: {summary['announced']}")
     if not summary["screened"] and summary["accepted"]:
-        print(f"{summary['category']}: there is no model yet that could have looked at them for defects")
+        print(f"{summary['category']}: there is no champion yet that could have looked at them for defects")
     for drift in summary["drift"]:
         words = f"{drift['measure']} {drift['median_before']:.4g} → {drift['median_now']:.4g}"
         print(

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from components.capsule import load_capsule
 from components.errors import UserError
-from components.images import read_image
+from components.images import ImageLimits, read_image
 from components.registry import note_verdict, promote, register
 from flows.scoring import Scored, category_of, picture_name, score_images
 from tests.conftest import MakeCapsule
@@ -102,26 +105,44 @@ def test_one_unreadable_image_is_said_in_its_own_words() -> None:
         Scored([{}], ["x is bad."]).check()
 
 
-def test_memory_does_not_grow_with_the_number_of_images(scoring: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import weakref
-
-    import flows.scoring
-
+def most_decoded(monkeypatch: pytest.MonkeyPatch, module: Any) -> Callable[[], int]:
+    """How many images that a module has read were in memory at once, when asked later."""
     alive: list[Any] = []
-    most = 0
+    counts = [0]
 
     def watched(path: Path, limits: Any) -> np.ndarray:
-        nonlocal most
         image = read_image(path, limits)
         alive.append(weakref.ref(image))
-        most = max(most, sum(one() is not None for one in alive))
+        counts.append(sum(one() is not None for one in alive))
         return image
 
-    monkeypatch.setattr(flows.scoring, "read_image", watched)
+    monkeypatch.setattr(module, "read_image", watched)
+    return lambda: max(counts)
+
+
+def test_memory_does_not_grow_with_the_number_of_images(scoring: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import flows.scoring
+
+    most = most_decoded(monkeypatch, flows.scoring)
     paths = written([scoring / f"{number}.png" for number in range(22)])
     scored = score_images(paths, "bottle", "champion", scoring / "maps")
     assert len(scored.rows) == 22
-    assert most <= 2
+    assert 1 <= most() <= 2
+
+
+def test_screening_needs_no_more_memory_for_more_images(scoring: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from components import screening
+
+    most = most_decoded(monkeypatch, screening)
+    paths = written([scoring / f"{number}.png" for number in range(22)])
+    pictures = [scoring / "maps" / path.name for path in paths]
+    capsule = load_capsule(Path("capsule"))
+    found = screening.screen(capsule, paths, pictures, ImageLimits(), 0.01, [True] * len(paths))
+    assert [one.score for one in found] == pytest.approx(
+        [row["score"] for row in score_images(paths, "bottle", "champion", None).rows], rel=1e-4
+    )
+    assert all(picture.is_file() for picture in pictures)
+    assert 1 <= most() <= 2
 
 
 def test_the_command_prints_odd_names_and_all_results_before_it_fails(scoring: Path) -> None:
