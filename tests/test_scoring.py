@@ -15,7 +15,7 @@ from PIL import Image
 
 from components.capsule import load_capsule
 from components.errors import UserError
-from components.images import ImageLimits, read_image
+from components.images import ImageLimits
 from components.registry import note_verdict, promote, register
 from flows.scoring import Scored, category_of, picture_name, score_images
 from tests.conftest import MakeCapsule
@@ -105,25 +105,26 @@ def test_one_unreadable_image_is_said_in_its_own_words() -> None:
         Scored([{}], ["x is bad."]).check()
 
 
-def most_decoded(monkeypatch: pytest.MonkeyPatch, module: Any) -> Callable[[], int]:
-    """How many images that a module has read were in memory at once, when asked later."""
+def most_decoded(monkeypatch: pytest.MonkeyPatch, module: Any, reader: str) -> Callable[[], int]:
+    """How many images that a module has read with this function were in memory at once, when asked later."""
     alive: list[Any] = []
     counts = [0]
+    read = getattr(module, reader)
 
-    def watched(path: Path, limits: Any) -> np.ndarray:
-        image = read_image(path, limits)
-        alive.append(weakref.ref(image))
+    def watched(path: Path, limits: Any) -> Any:
+        found = read(path, limits)
+        alive.append(weakref.ref(getattr(found, "pixels", found)))
         counts.append(sum(one() is not None for one in alive))
-        return image
+        return found
 
-    monkeypatch.setattr(module, "read_image", watched)
+    monkeypatch.setattr(module, reader, watched)
     return lambda: max(counts)
 
 
 def test_memory_does_not_grow_with_the_number_of_images(scoring: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import flows.scoring
 
-    most = most_decoded(monkeypatch, flows.scoring)
+    most = most_decoded(monkeypatch, flows.scoring, "read_with_header")
     paths = written([scoring / f"{number}.png" for number in range(22)])
     scored = score_images(paths, "bottle", "champion", scoring / "maps")
     assert len(scored.rows) == 22
@@ -133,7 +134,7 @@ def test_memory_does_not_grow_with_the_number_of_images(scoring: Path, monkeypat
 def test_screening_needs_no_more_memory_for_more_images(scoring: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from components import screening
 
-    most = most_decoded(monkeypatch, screening)
+    most = most_decoded(monkeypatch, screening, "read_image")
     paths = written([scoring / f"{number}.png" for number in range(22)])
     pictures = [scoring / "maps" / path.name for path in paths]
     capsule = load_capsule(Path("capsule"))
