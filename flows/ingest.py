@@ -6,7 +6,7 @@ from typing import Any
 from prefect import Task, flow
 
 from components.batch import Batch
-from components.errors import UserError
+from components.errors import UserError, os_error_sentence
 from components.inbox import open_source
 from components.params import Params, load_params
 from flows.arrivals import Step, awaited, ingest_category, said_of_strays
@@ -27,6 +27,8 @@ def ingest(source: str | None = None, categories: Sequence[str] | None = None) -
             summaries += ingest_category(category, inbox, params, _as_task)
         except UserError as error:
             summaries.append({"category": category, "error": str(error)})
+        except OSError as error:
+            summaries.append({"category": category, "error": os_error_sentence(error)})
     if categories is None and (sentence := said_of_strays(inbox)):
         summaries.append({"category": "", "error": sentence})
     return summaries

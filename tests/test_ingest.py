@@ -19,7 +19,7 @@ from components.errors import UserError
 from components.files import sha256_file
 from components.inbox import FolderInbox, open_source
 from components.params import load_params
-from flows.arrivals import awaited, ingest_category
+from flows.arrivals import awaited, call, ingest_category
 from flows.git import BusyError
 from flows.reviewing import accept, held_images, refuse
 from tests.arriving import INBOX, die, ended, ingest_here, ingest_process, whereabouts, with_first_version
@@ -54,6 +54,19 @@ def reasons(outcome: str) -> dict[str, str]:
 
 def images() -> int:
     return len(list_category(Path("data/tiny/widget")).train)
+
+
+def test_what_the_system_refuses_of_one_category_stops_no_other(line: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    import flows.ingest
+
+    monkeypatch.setattr(flows.ingest, "_as_task", call)  # no server is needed to see it
+    new_images(DELIVERED, 2)
+    new_images(INBOX / "gadget", 2)
+    Path(".flawline/ingest/gadget").parent.mkdir(parents=True, exist_ok=True)
+    Path(".flawline/ingest/gadget").write_text("a file, where its batches were to be")
+    gadget, widget = flows.ingest.ingest.fn(str(INBOX), ["gadget", "widget"])
+    assert ".flawline/ingest/gadget" in gadget["error"]
+    assert widget["accepted"] == 2
 
 
 def test_what_passes_becomes_one_version_and_the_rest_has_its_reasons(line: Project) -> None:
