@@ -136,7 +136,10 @@ def _index_of_its_own() -> Iterator[dict[str, str]]:
 def _stage_edit(path: str, edit: Callable[[str], str], at: str, own: Mapping[str, str] | None = None) -> None:
     """Put the edited content of `at` into the index."""
     listed = _output(("ls-files", "--stage", "--", path), own)
-    text = edit(_output(("cat-file", "blob", at)))
+    before = _output(("cat-file", "blob", at))
+    if "\ufffd" in before:
+        raise UserError(f"{path} is not UTF-8 as it is staged: save it as UTF-8, stage it, and run this again.")
+    text = edit(before)
     blob = _output(("hash-object", "-w", "--stdin"), data=text.encode()).strip()
     prefix = git("rev-parse", "--show-prefix").strip()
     _output(("update-index", "--cacheinfo", f"{listed.split()[0]},{blob},{prefix}{path}"), own)
@@ -159,7 +162,7 @@ def _output(arguments: Sequence[str], own: Mapping[str, str] | None = None, data
     done = _run(arguments, own, data)
     if done.returncode:
         raise _failure(arguments, done.stderr)
-    return done.stdout.decode()
+    return done.stdout.decode(errors="replace")  # a message may be in another encoding than it says
 
 
 def _run(

@@ -1,5 +1,6 @@
 """Which categories have a model that was computed while MLflow was away, and is to be registered once it is back."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from components.files import read_json, write_json
@@ -25,11 +26,14 @@ def categories() -> list[str]:
 
 def is_current(category: str) -> bool:
     """Whether the capsule that is to be registered is still the one that lies there; another one is nobody's wish."""
-    places, wanted = Places(category), read_json(_path(category))["capsule_digest"]
-    card = places.capsule / "capsule.json"
-    if places.figures.is_file() and card.is_file():
-        found = {read_json(places.figures)["capsule_digest"], read_json(card)["digest"]}
-        if found == {wanted}:
+    places = Places(category)
+    with suppress(FileNotFoundError, ValueError, LookupError, TypeError):  # a damaged one is no one's either
+        wanted = read_json(_path(category))["capsule_digest"]
+        if (
+            wanted
+            == read_json(places.figures)["capsule_digest"]
+            == read_json(places.capsule / "capsule.json")["digest"]
+        ):
             return True
     forget(category)
     return False

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,16 @@ def test_a_file_of_the_project_that_is_a_hard_link_is_repaired_with_the_cache(
     assert verify(repair=True).unrepaired == []
     assert path.read_bytes() == whole
     assert "up to date" in git_project.dvc("status", FILE.as_posix()).stdout
+
+
+def test_a_message_that_is_no_utf8_is_listed(git_project: Project) -> None:
+    commit_folder("widget")
+    commit = git_project.git("cat-file", "commit", "HEAD").encode().replace(b"Data of", "geprüft:".encode("latin-1"))
+    write = ["git", "hash-object", "-t", "commit", "-w", "--stdin"]  # `git commit` itself mends it
+    made = subprocess.run(write, input=commit + b"\n", capture_output=True, check=True)
+    git_project.git("update-ref", "HEAD", made.stdout.decode().strip())
+    (version,) = list_versions("widget")
+    assert version.message.startswith("gepr\ufffdft: widget: +14")
 
 
 def test_a_remote_that_does_not_answer_is_one_sentence(git_project: Project) -> None:
