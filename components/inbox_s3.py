@@ -27,6 +27,7 @@ from components.errors import UserError
 from components.files import sha256_file
 from components.inbox import OUTCOMES, Entry, GoneError, Move
 from components.layout import is_hidden
+from components.network import check_s3
 from components.s3_quick import QuickS3
 
 ATTEMPTS = 6  # of one object, on top of botocore's own of one request, which do not cover a body cut short
@@ -61,6 +62,7 @@ class S3Inbox:
             self._client, credentials = _client(
                 tuple(item for item in os.environ.items() if item[0].startswith("AWS_"))
             )
+            check_s3(self._client.meta.endpoint_url)
             self._quick = QuickS3(self._client, credentials, self.bucket, 2 * PARALLEL)
 
     @property

@@ -2,10 +2,13 @@
 
 import os
 import socket
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
+
+from components.errors import UserError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 9.0  # together less than the 15 within which a dead server is named
+_WEB_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
@@ -26,11 +29,32 @@ def why_unreachable(url: str) -> str | None:
     parts = urlsplit(url)
     if parts.scheme in ("http", "https"):
         return _why_no_answer(url)
-    dialect = parts.scheme.partition("+")[0]
-    if parts.hostname is None or dialect not in _DATABASE_PORTS:
+    return _why_no_connection(parts, _DATABASE_PORTS.get(parts.scheme.partition("+")[0]))
+
+
+def check_s3(url: str) -> None:
+    """Raise UserError where no connection to an S3 server can be made, or to the proxy that stands before it.
+
+    The libraries that ask it try for minutes. url: http(s).
+    """
+    from requests.utils import get_environ_proxies, select_proxy
+
+    parts = urlsplit(url)
+    first = urlsplit(select_proxy(url, get_environ_proxies(url)) or url)
+    if reason := _why_no_connection(first, _WEB_PORTS.get(first.scheme, 443)):
+        through = "" if first == parts else "its proxy: "
+        raise UserError(
+            f"The S3 server {parts.hostname or url} cannot be reached ({through}{reason}): check AWS_ENDPOINT_URL and "
+            "that the server is up, then run again."
+        )
+
+
+def _why_no_connection(parts: SplitResult, port: int | None) -> str | None:
+    """Why none can be made to that host, at its port or else this one; None where no host or port is known."""
+    if parts.hostname is None or port is None:
         return None
     try:
-        socket.create_connection((parts.hostname, parts.port or _DATABASE_PORTS[dialect]), CONNECT_SECONDS).close()
+        socket.create_connection((parts.hostname, parts.port or port), CONNECT_SECONDS).close()
     except OSError as error:
         return _in_words(error)
     return None

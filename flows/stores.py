@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from components.errors import UserError
 from components.files import write_bytes
 from components.integrity import Store, transfer
+from components.network import check_s3
 from flows.dvc_project import innermost
 
 CACHE, REMOTE = "cache", "remote"
@@ -60,9 +61,14 @@ def cache_store(repo: Any) -> DvcStore:
 
 
 def remote_store(repo: Any) -> DvcStore | None:
-    """The default remote; None where none is set."""
-    if not repo.config["core"].get("remote"):
+    """The default remote; None where none is set, UserError where its server is named and cannot be reached."""
+    name = repo.config["core"].get("remote")
+    if not name:
         return None
+    remote = repo.config["remote"].get(name, {})
+    named = remote.get("endpointurl") or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if named and str(remote.get("url", "")).startswith("s3://"):
+        check_s3(named)
     return DvcStore(REMOTE, repo.cloud.get_remote_odb(command="data verify"))
 
 

@@ -16,7 +16,11 @@ import requests
 from components import network, registry, tracking
 from components.data_version import good_images
 from components.errors import UserError
+from components.inbox import open_source
 from components.network import reach_loopback_directly, why_unreachable
+from flows.dvc_project import open_project
+from flows.stores import set_remote
+from flows.transfer import push
 from flows.versions import commit_folder
 from tests.project import Project, is_one_sentence, new_images
 from tests.servers import free_port
@@ -162,3 +166,37 @@ def test_the_temporary_server_is_reached_whatever_the_proxies(git_project: Proje
     assert (done.returncode, done.stderr) == (0, "")
     assert "1 arrived, 1 accepted" in done.stdout
     assert "No Prefect server was told" in done.stdout
+
+
+@contextmanager
+def silent_server() -> Iterator[str]:
+    """The address of a server that takes no more connections, as one behind a firewall does."""
+    with socket.socket() as server, socket.socket() as first, socket.socket() as second:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for waiting in (first, second):
+            waiting.setblocking(False)
+            waiting.connect_ex(server.getsockname())
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_an_s3_server_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch, git_project: Project) -> None:
+    monkeypatch.setattr(network, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with open_project() as repo:
+        set_remote(repo, "s3://bucket/versions")
+    with silent_server() as silent:
+        for url, reason in {
+            f"http://127.0.0.1:{free_port()}": "connection refused",
+            silent: "no answer in time",
+        }.items():
+            monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+            with pytest.raises(UserError, match=f"The S3 server 127.0.0.1 cannot be reached .{reason}"):
+                open_source("s3://bucket/inbox")
+            with pytest.raises(UserError, match=f"The S3 server 127.0.0.1 cannot be reached .{reason}"):
+                push()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://plant.example")
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(UserError, match=r"plant\.example cannot be reached \(its proxy: connection refused\)"):
+        open_source("s3://bucket/inbox")
