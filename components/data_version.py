@@ -149,7 +149,16 @@ def kind_of(name: str) -> str:
 
 def compare(old: Manifest, new: Manifest) -> Difference:
     """What images and masks changed from `old` to `new`, each list sorted by name. Other files do not count."""
-    return Difference(*_changes(old, new, is_image), *_changes(old, new, is_mask))
+    beside = masks_beside_images({**old, **new})
+    images = _changes(old, new, lambda name: is_image(name) and name not in beside)
+    return Difference(*images, *_changes(old, new, lambda name: is_mask(name) or name in beside))
+
+
+def masks_beside_images(names: Iterable[str]) -> frozenset[str]:
+    """Those of a version's files that are masks beside their images, as `mask_pairs.masks_beside` says of a folder."""
+    keys = {name: PurePosixPath(name).parent / name_key(PurePosixPath(name).stem) for name in names if is_image(name)}
+    masks = {key.with_name(f"{key.name}_mask") for key in keys.values()}
+    return frozenset(name for name, key in keys.items() if key in masks)
 
 
 def plan_placements(
@@ -238,25 +247,28 @@ def may_be_gone(name: str, placements: Sequence[Placement]) -> bool:
 def count_words(difference: Difference, version: Manifest) -> str:
     """A change in words, with what there is after it: "+14 good images, ~2 masks; 223 good and 80 test images"."""
     changes = []
-    for title, chosen in (("good images", _is_good), ("test images", _is_test), ("masks", is_mask)):
+    images = (difference.added, difference.removed, difference.changed)
+    masks = (difference.masks_added, difference.masks_removed, difference.masks_changed)
+    for title, chosen, lists in (
+        ("good images", _is_good, images),
+        ("test images", _is_test, images),
+        ("masks", bool, masks),
+    ):
         signs = [
-            f"{sign}{count}"
-            for sign, names in (
-                ("+", difference.added + difference.masks_added),
-                ("-", difference.removed + difference.masks_removed),
-                ("~", difference.changed + difference.masks_changed),
-            )
-            if (count := sum(map(chosen, names)))
+            f"{sign}{count}" for sign, names in zip("+-~", lists, strict=True) if (count := sum(map(chosen, names)))
         ]
         changes += [f"{' '.join(signs)} {title}"] if signs else []
-    good, test = sum(map(_is_good, version)), sum(map(_is_test, version))
+    learned_and_tested = version.keys() - masks_beside_images(version)
+    good, test = sum(map(_is_good, learned_and_tested)), sum(map(_is_test, learned_and_tested))
     whole = f"{good} good and {test} test images" if test else f"{good} good images"
     return f"{', '.join(changes) or 'other files changed'}; {whole} in all"
 
 
 def count_images(version: Manifest) -> dict[str, int]:
     """Number of images per "split/kind", as in `Category.counts`."""
-    return dict(Counter(str(PurePosixPath(name).parent) for name in sorted(version) if is_image(name)))
+    beside = masks_beside_images(version)
+    images = (name for name in sorted(version) if is_image(name) and name not in beside)
+    return dict(Counter(str(PurePosixPath(name).parent) for name in images))
 
 
 def _is_good(name: str) -> bool:

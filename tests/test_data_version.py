@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components import data_version
-from components.data_version import Difference, compare, count_words, plan_placements
+from components.data_version import Difference, compare, count_images, count_words, plan_placements
 from components.dataset import ImageRecord
 from components.difference_sheet import MAX_SHOWN, shown_objects
 from components.errors import UserError
@@ -142,3 +142,12 @@ def test_a_sheet_shows_each_kind_and_pairs_stay_together(added: int, removed: in
     assert [bool(count) for count in (added, removed, changed)] == [
         word in captions for word in ("added", "removed", "changed: after")
     ]
+
+
+def test_masks_beside_their_images_count_as_masks() -> None:
+    old = {"train/good/0.png": "a", "test/blot/000.png": "b", "test/blot/old_mask.png": "c"}
+    new = {**old, "test/blot/000_mask.png": "d"}
+    difference = compare(old, new)
+    assert (difference.added, difference.masks_added) == ((), ("test/blot/000_mask.png",))
+    assert count_words(difference, new) == "+1 masks; 1 good and 2 test images in all"
+    assert count_images(new) == {"train/good": 1, "test/blot": 2}
