@@ -21,5 +21,5 @@ def missing_for_first(capsule: Path, report: Mapping[str, Any], floor: FirstPara
     if mark < floor.mark:
         missing.append(f"exam mark {mark:.2f}, {floor.mark:.2f} is needed (gate.first.mark)")
     if errors := report["errors"]:
-        missing.append(f"the data check found {len(errors)} errors")
+        missing.append(f"errors of the data check: {len(errors)}")
     return missing

@@ -39,6 +39,8 @@ def answering_server() -> Iterator[None]:
     try:
         yield
     except (HTTPError, RuntimeError) as error:
+        if (end := _end_behind(error)) is not None:
+            raise end from None
         if isinstance(error, RuntimeError) and "reach API" not in str(error):
             raise
         where = f"at {shown_uri(url)} " if (url := server_url()) else ""
@@ -46,6 +48,13 @@ def answering_server() -> Iterator[None]:
             f"The Prefect server {where}does not answer any more ({type(error).__name__}): {WHAT_TO_CHECK}, then run "
             "again; what is finished is not repeated."
         ) from error
+
+
+def _end_behind(error: BaseException | None) -> BaseException | None:
+    """The signal's exception that an error came after: a temporary server may end with us, and is then missed."""
+    while error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
+        error = error.__context__
+    return error
 
 
 @contextmanager

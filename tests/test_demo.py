@@ -1,6 +1,7 @@
 """The demo data set: MVTec AD layout, exact masks, disjoint parts of real photographs, the same bytes every time."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from components.files import digest_tree
 from components.images import ImageLimits, mask_values, read_image, read_mask
 from components.params import DataParams, DemoParams, Params
 from components.places import DEMO
+from tests.project import REPOSITORY
 
 LIMITS = ImageLimits()
 SMALL = DemoParams(train=8, test_good=3, per_kind=2)
@@ -156,6 +158,8 @@ def test_the_command_writes_the_set_and_replaces_an_old_one_without_torch(tmp_pa
     (tmp_path / "params.yaml").write_text(
         "data: {root: data/demo, categories: [brick]}\ndemo: {train: 8, test_good: 1, per_kind: 1}\n"
     )
+    (tmp_path / "infra").mkdir()
+    shutil.copy(REPOSITORY / "infra" / "libraries.json", tmp_path / "infra")
     (tmp_path / DEMO).mkdir(parents=True)
     (tmp_path / DEMO / "stale.txt").write_text("old")
     code = (

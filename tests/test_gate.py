@@ -30,7 +30,7 @@ def test_enough_is_enough(capsule: Path) -> None:
     [
         (FirstParams(held_out=9, mark=0.0), FINE, "8 held-out good images, 9 are needed (gate.first.held_out)"),
         (FirstParams(held_out=1, mark=0.81), FINE, "exam mark 0.80, 0.81 is needed (gate.first.mark)"),
-        (FirstParams(held_out=1, mark=0.0), {"errors": ["x"]}, "the data check found 1 errors"),
+        (FirstParams(held_out=1, mark=0.0), {"errors": ["x"]}, "errors of the data check: 1"),
     ],
 )
 def test_what_is_missing_is_said(capsule: Path, floor: FirstParams, report: dict[str, list[str]], words: str) -> None:

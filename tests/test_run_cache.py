@@ -163,10 +163,10 @@ def test_a_stage_refuses_what_was_made_with_other_parameters_or_images(ran: Proj
         project.stage("fit", "widget").stderr
     )
     project.set_params({"training": {"steps": 20}})
-    report = project.folder / "artifacts/widget/validation/report.json"
-    content = read_json(report) | {"data_digest": "0" * 64}
-    report.unlink()
-    write_json(report, content)
+    learned = project.folder / "artifacts/widget/validation/learned.json"
+    content = read_json(learned) | {"data_digest": "0" * 64}
+    learned.unlink()
+    write_json(learned, content)
     for stage in ("train", "evaluate"):
         done = project.stage(stage, "widget")
         assert (done.returncode, is_one_sentence(done.stderr)) == (1, True), done.stderr

@@ -2,15 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from tests.project import Project, surface, write_image
-
-if TYPE_CHECKING:
-    pass
 
 LEARNING = ("synthesize@widget", "train@widget", "fit@widget")
 
@@ -20,7 +16,7 @@ def ran_stages(output: str) -> list[str]:
 
 
 def figures(project: Project) -> dict[str, object]:
-    return dict(json.loads((project.folder / "metrics/widget.json").read_text()))
+    return dict(json.loads((project.folder / "artifacts/widget/evaluation/figures.json").read_text()))
 
 
 @pytest.fixture
