@@ -18,6 +18,7 @@ from flows.keeper import MARK, can_watch, start_time
 
 KEEPER = Path(__file__).with_name("keeper.py")
 
+_received: list[int] = []  # signals that end this process
 _first: list[Callable[[], None]] = []  # done before a signal ends this process
 
 
@@ -42,6 +43,11 @@ def end_in_order() -> None:
             signal.signal(number, _handler(before))
 
 
+def end_signal() -> int | None:
+    """The signal by which this process is told to end; None where there was none."""
+    return _received[0] if _received else None
+
+
 @contextmanager
 def ended_first(act: Callable[[], None]) -> Iterator[None]:
     """Within it, a signal that ends this process does `act` first: else it may wait for what it should end."""
@@ -54,6 +60,7 @@ def ended_first(act: Callable[[], None]) -> Iterator[None]:
 
 def _handler(before: object) -> Callable[[int, FrameType | None], None]:
     def end(number: int, frame: FrameType | None) -> None:
+        _received.append(number)
         for act in _first:
             with suppress(OSError):
                 act()

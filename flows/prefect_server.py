@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from components.errors import UserError
 from components.network import why_unreachable
 from components.tracking import shown_uri
+from flows.lifetime import end_signal
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -39,8 +40,7 @@ def answering_server() -> Iterator[None]:
     try:
         yield
     except (HTTPError, RuntimeError) as error:
-        if (end := _end_behind(error)) is not None:
-            raise end from None
+        _raise_if_told_to_end(error)
         if isinstance(error, RuntimeError) and "reach API" not in str(error):
             raise
         where = f"at {shown_uri(url)} " if (url := server_url()) else ""
@@ -50,11 +50,14 @@ def answering_server() -> Iterator[None]:
         ) from error
 
 
-def _end_behind(error: BaseException | None) -> BaseException | None:
-    """The signal's exception that an error came after: a temporary server may end with us, and is then missed."""
-    while error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
+def _raise_if_told_to_end(error: BaseException | None) -> None:
+    """Raise what a signal has begun, of which an error is the consequence: a temporary server may end with us."""
+    if (number := end_signal()) is not None:
+        raise SystemExit(128 + number) from None
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            raise error from None
         error = error.__context__
-    return error
 
 
 @contextmanager
