@@ -6,6 +6,8 @@ READY := $(VENV)/.ready
 LOG := $(VENV)/install.log
 # Compiled modules are kept, whatever the shell says: each stage is a process of its own.
 export PYTHONDONTWRITEBYTECODE :=
+# Two processes; the tests of a file stay together, as they share what is dear to set up.
+PARALLEL ?= -n 2 --dist loadfile
 QUIET := GX_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 MLFLOW_DISABLE_TELEMETRY=true PREFECT_SERVER_ANALYTICS_ENABLED=false
 
 .PHONY: demo test fast-test lint types lock clean
@@ -14,10 +16,10 @@ demo: $(READY)
 	@$(BIN)/flawline demo
 
 test: $(READY)
-	$(QUIET) $(BIN)/python -m pytest $(TESTS)
+	$(QUIET) $(BIN)/python -m pytest $(PARALLEL) $(TESTS)
 
 fast-test: $(READY)
-	$(QUIET) $(BIN)/python -m pytest -m "not slow"
+	$(QUIET) $(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check .
