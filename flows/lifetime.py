@@ -5,10 +5,12 @@ signal to the command reaches, waits for the command's end and ends what still c
 workers, Prefect's temporary server. A command that is told to end (SIGTERM, SIGHUP) ends in order, as by Ctrl-C.
 """
 
+import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +18,7 @@ from types import FrameType
 
 from flows.keeper import MARK, can_watch, start_time
 
+PATIENCE = 8.0  # seconds from a signal to the end at the latest; `docker stop` waits for ten
 KEEPER = Path(__file__).with_name("keeper.py")
 
 _received: list[int] = []  # signals that end this process
@@ -36,11 +39,16 @@ def end_children_with_me() -> None:
 
 
 def end_in_order() -> None:
-    """Let SIGTERM and SIGHUP (a closed terminal) end what runs, and then this process as an exception does."""
+    """Let SIGTERM and SIGHUP (a closed terminal) end what runs, and then this process as an exception does.
+
+    Prefect's engine puts handlers of its own over these, so a flow asks for it again.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return  # which alone may set handlers
     for number in (signal.SIGTERM, signal.SIGHUP):
         before = signal.getsignal(number)
-        if before is not signal.SIG_IGN:  # as nohup has it
-            signal.signal(number, _handler(before))
+        if before is not signal.SIG_IGN and not isinstance(before, _Handler):  # nohup ignores SIGHUP
+            signal.signal(number, _Handler(before))
 
 
 def end_signal() -> int | None:
@@ -58,14 +66,26 @@ def ended_first(act: Callable[[], None]) -> Iterator[None]:
         _first.remove(act)
 
 
-def _handler(before: object) -> Callable[[int, FrameType | None], None]:
-    def end(number: int, frame: FrameType | None) -> None:
-        _received.append(number)
-        for act in _first:
-            with suppress(OSError):
-                act()
-        if callable(before):
-            before(number, frame)
+class _Handler:
+    """Ends what is to be ended first, once, and then does what the handler before it does, or raises SystemExit."""
+
+    def __init__(self, before: object) -> None:
+        self.before = before
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if not _received:
+            _received.append(number)
+            _end_first(128 + number)
+        if callable(self.before):
+            self.before(number, frame)
         raise SystemExit(128 + number)
 
-    return end
+
+def _end_first(code: int) -> None:
+    last = threading.Timer(PATIENCE, os._exit, (code,))
+    last.daemon = True
+    last.start()
+    logging.disable()  # whatever misses what has ended already, such as Prefect its temporary server
+    for act in _first:
+        with suppress(Exception):
+            act()

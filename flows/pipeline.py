@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from prefect import flow, get_run_logger, runtime, task
@@ -21,6 +22,7 @@ from components.params import Params, load_params
 from components.places import Places
 from flows import summary, unregistered
 from flows.git import BusyError
+from flows.lifetime import end_in_order, ended_first
 from flows.running import running, settled_params, to_stderr
 from flows.stages import STAGES, StageFailedError, reproduce, target_of
 from flows.warm_stages import warm_stages
@@ -105,12 +107,14 @@ def _retrain(categories: Sequence[str], params: Params, force: bool, with_demo: 
             _run_name(categories), categories, shown_params(params), written_params(params), _flow_run()
         )
         os.environ[tracking.PARENT_VARIABLE] = parent.run_id
-        try:
-            catch_up(except_for=categories)
-            outcomes = {category: _outcome_of(category, force) for category in categories}
-        except BaseException:  # such as a signal's
-            tracking.cut_short_parent_run(parent)
-            raise
+        end_in_order()
+        with ended_first(partial(tracking.cut_short_parent_run, parent)):
+            try:
+                catch_up(except_for=categories)
+                outcomes = {category: _outcome_of(category, force) for category in categories}
+            except BaseException:  # such as Ctrl-C
+                tracking.cut_short_parent_run(parent)
+                raise
     failed = [category for category, outcome in outcomes.items() if isinstance(outcome, str)]
     for category in failed:  # what has a model has its report in its own run
         _attach_report(parent, category)
