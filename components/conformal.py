@@ -155,14 +155,14 @@ def p_values(calibration_scores: ArrayLike, scores: ArrayLike) -> NDArray[np.flo
 
 
 def tail_limit(calibration_scores: ArrayLike, level: float) -> float:
-    """A score that a good image exceeds with about this probability, though it may lie beyond all held-out scores (n,).
+    """A score that good images exceed about as rarely as `level` says, though it may lie beyond all held-out ones (n,).
 
     For levels below 1 / (n + 1), where p-values say nothing. The k scores above the (k + 1)-th largest, k a quarter of
-    all, are taken for an exponential tail: their excesses' mean m then gives the limit
-    k m (((k + 1) / ((n + 1) level))^(1 / k) − 1) above that score, exact over the draw of the held-out images (the
-    prediction limit of an exponential sample: Lawless, "A prediction problem concerning samples from the exponential
-    distribution", 1971). Lighter tails, such as the normal one, exceed it less often. It is an extrapolation, no
-    promise. At least the largest score; that score itself for fewer than two.
+    all, are taken for an exponential tail (peaks over a threshold: Pickands, "Statistical inference using extreme order
+    statistics", 1975): with m the mean of their excesses, the limit lies m ln((k + 1) / ((n + 1) level)) above that
+    score. It is an extrapolation, no promise: as m is estimated, good images exceed it with probability
+    (k + 1) / (n + 1) (1 + ln(…) / k)^-k where the tail is exponential, such as 1.9 % for a level of 1 % and n = 24, and
+    less often where it is lighter. At least the largest score; that score itself for fewer than two.
     Raises as `split_conformal_threshold`.
     """
     ordered = _ordered(calibration_scores)
@@ -173,7 +173,7 @@ def tail_limit(calibration_scores: ArrayLike, level: float) -> float:
     base = ordered[n - 1 - k]
     mean = float(np.mean(ordered[n - k :] - base))
     share = (k + 1) / ((n + 1) * float(_exact(level, "level")))  # how much more often the base is exceeded
-    return max(float(ordered[-1]), float(base) + k * mean * (share ** (1 / k) - 1))
+    return max(float(ordered[-1]), float(base) + mean * log(share))
 
 
 def _exact(probability: float, name: str) -> Fraction:
