@@ -115,6 +115,7 @@ def test_a_folder_that_a_library_cannot_work_in_is_refused_at_once(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     folder = tmp_path / name
     copy = project.copy(folder)
+    shutil.rmtree(folder / ".flawline", ignore_errors=True)  # which commands of other tests may have left there
     for done in (copy.flawline("run"), copy.stage("validate", "widget")):
         assert done.returncode == 1
         assert is_one_sentence(done.stderr), done.stderr
