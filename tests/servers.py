@@ -71,6 +71,7 @@ def prefect_server(folder: Path) -> Iterator[str]:
     port = free_port()
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     own = {"PREFECT_HOME": str(folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    own |= {"PREFECT_SERVER_DATABASE_TIMEOUT": "120"}  # SQLite's patience on a busy machine
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     with running(command, port, folder / "server.log", kept | own):
         url = f"http://127.0.0.1:{port}/api"
