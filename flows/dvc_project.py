@@ -24,7 +24,7 @@ def open_project() -> Iterator[Any]:
 
     logging.getLogger("dvc").setLevel(logging.ERROR)
     try:
-        with Repo(os.fspath(Path.cwd())) as repo, open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
+        with Repo(os.fspath(Path.cwd())) as repo, silent_stdout():
             yield repo
     except DvcException as error:
         if is_held_lock(error):
@@ -32,6 +32,13 @@ def open_project() -> Iterator[Any]:
                 f"Another DVC command is at work here ({innermost(error)}): run this again later."
             ) from error
         raise UserError(f"DVC: {innermost(error).rstrip('.')}.") from error
+
+
+@contextlib.contextmanager
+def silent_stdout() -> Iterator[None]:
+    """Leave out what DVC prints."""
+    with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
+        yield
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from components.errors import UserError
 
@@ -39,6 +40,11 @@ ABSENT = (
 
 class BusyError(UserError):
     """Another command holds a lock that this one needs: the same act may succeed a little later."""
+
+
+def may_pass(_task: Any, _run: Any, state: Any) -> bool:
+    """Whether Prefect retries a task: what may pass by itself (a held lock), not what a person must mend."""
+    return isinstance(state.result(raise_on_failure=False), BusyError)
 
 
 def git(*arguments: str, patterns: bool = False) -> str:

@@ -10,7 +10,7 @@ from components.errors import UserError, os_error_sentence
 from components.inbox import open_source
 from components.params import Params, load_params
 from flows.arrivals import Step, awaited, ingest_category, said_of_strays
-from flows.git import BusyError
+from flows.git import may_pass
 
 
 @flow(name="flawline-ingest", flow_run_name="ingest", validate_parameters=False)
@@ -41,11 +41,6 @@ def _as_task(step: Step, batch: Batch, params: Params) -> Any:
         task_run_name=f"{step.__name__}@{batch.category}",
         retries=5,
         retry_delay_seconds=3,
-        retry_condition_fn=_is_passing,
+        retry_condition_fn=may_pass,
     )
     return own(batch, params)
-
-
-def _is_passing(_task: Any, _run: Any, state: Any) -> bool:
-    """Retry what may pass by itself (a lock of git or DVC), not what a person must mend."""
-    return isinstance(state.result(raise_on_failure=False), BusyError)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 
 from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
@@ -21,16 +20,11 @@ from components.names import check_category_names
 from components.params import Params, load_params
 from components.places import Places
 from flows import summary, unregistered
-from flows.git import BusyError
+from flows.git import BusyError, may_pass
 from flows.lifetime import end_in_order, ended_first
 from flows.running import running, settled_params, to_stderr
 from flows.stages import STAGES, StageFailedError, reproduce, target_of
 from flows.warm_stages import warm_stages
-
-
-def _is_passing(_task: Any, _run: Any, state: Any) -> bool:
-    """Retry what may pass by itself (a held lock), not what a person must mend."""
-    return isinstance(state.result(raise_on_failure=False), BusyError)
 
 
 @task(name="demo data")
@@ -41,7 +35,7 @@ def make_demo_data() -> None:
     main(load_params())
 
 
-@task(task_run_name="{stage}@{category}", retries=5, retry_delay_seconds=3, retry_condition_fn=_is_passing)
+@task(task_run_name="{stage}@{category}", retries=5, retry_delay_seconds=3, retry_condition_fn=may_pass)
 def run_stage(stage: str, category: str, force: bool = False) -> bool:
     """Run one DVC stage; True if it ran, False if it was up to date."""
     return reproduce(target_of(stage, category), force=force)

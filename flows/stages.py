@@ -10,7 +10,7 @@ from typing import Any
 from components.disk import is_full
 from components.names import check_category_name
 from components.stage import REASON
-from flows.dvc_project import innermost, is_held_lock
+from flows.dvc_project import innermost, is_held_lock, silent_stdout
 from flows.git import BusyError
 from flows.running import FOLDER, settled_files
 
@@ -36,7 +36,7 @@ def reproduce(target: str, *, force: bool = False) -> bool:
     logging.getLogger("dvc_data").setLevel(logging.CRITICAL)  # a traceback for each file that could not be stored
     with _reason_file() as reason:
         try:
-            with Repo(os.fspath(Path.cwd()), settled_files()) as repo, _silence():
+            with Repo(os.fspath(Path.cwd()), settled_files()) as repo, silent_stdout():
                 ran = bool(repo.reproduce([target], single_item=True, force=force))
                 _check_stored(repo, target)
                 return ran
@@ -62,12 +62,6 @@ def _reason_file() -> Iterator[Path]:
         yield file
     finally:
         del os.environ[REASON]
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
-        yield
 
 
 def _check_stored(repo: Any, target: str) -> None:
