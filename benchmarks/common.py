@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from components.files import write_json
+from components.foundation.files import write_json
 
 Row = Mapping[str, Any]
 

@@ -17,7 +17,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from benchmarks.common import print_table, write_results
-from components.density import GaussianDensity
+from components.density.gaussian import GaussianDensity
 
 SAMPLES, DIMENSIONS, CHUNK = 100_000, 512, 4096
 MEMORY_SAMPLES = (50_000, 100_000, 200_000)

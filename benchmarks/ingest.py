@@ -72,9 +72,9 @@ def measure(count: int) -> dict[str, Any]:
 
 def ingest(server: S3Server) -> dict[str, float]:
     """Warm up with a small batch, then ingest the others."""
-    from components.inbox import open_source
-    from components.params import load_params
-    from flows.arrivals import ingest_category
+    from components.arrivals.inbox import open_source
+    from components.foundation.params import load_params
+    from flows.arrivals.steps import ingest_category
 
     params = load_params()
     (warm,) = ingest_category(CATEGORY, open_source(URL), params)

@@ -20,9 +20,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.common import print_table, write_results
-from components.files import write_json
-from components.params import Params, parse_params
-from components.places import Places
+from components.foundation.files import write_json
+from components.foundation.params import Params, parse_params
+from components.foundation.places import Places
 
 CATEGORY, SIDE, DISTINCT = "generated", 64, 50
 SIZES = (300, 3000, 30000)
@@ -104,15 +104,15 @@ def anonymous_mib() -> float:
 
 def read(params: Params) -> None:
     """Make the table of all images."""
-    from components.dataset import list_category
-    from components.image_table import image_table
+    from components.images.dataset import list_category
+    from components.images.table import image_table
 
     image_table(list_category(Path(params.data.root) / CATEGORY), params.limits.image_limits())
 
 
 def synthesize(params: Params) -> None:
     """Stage synthesize, as if validation had passed."""
-    from components.synthesize import main as run
+    from components.stages.synthesize import main as run
 
     places = Places(CATEGORY)
     places.validation.mkdir(parents=True, exist_ok=True)
@@ -122,11 +122,12 @@ def synthesize(params: Params) -> None:
 
 def score(params: Params) -> None:
     """Score every prepared image with a detector that was fitted to the first of them."""
-    from components.backbone import build_encoder
-    from components.compositions import candidates
-    from components.detector import BATCH, Detector, Part, Scale, arrange
-    from components.feature_bank import FeatureBank
-    from components.prepared import batches, load_prepared
+    from components.detection.compositions import candidates
+    from components.detection.detector import BATCH, Detector, Part, arrange
+    from components.detection.feature_bank import FeatureBank
+    from components.detection.scale import Scale
+    from components.learning.backbone import build_encoder
+    from components.synthesis.prepared import batches, load_prepared
 
     prepared = load_prepared(Places(CATEGORY).prepared)
     images = prepared.images

@@ -22,13 +22,13 @@ import numpy as np
 import yaml
 
 from benchmarks.common import print_table, write_results
-from components import evaluate, fit, synthesize, train, validate
-from components.capsule import load_capsule
-from components.errors import UserError
-from components.files import held_lock, read_json
-from components.params import Params, parse_params, read_preset
-from components.places import Places
-from components.prepared import load_prepared
+from components.detection.capsule import load_capsule
+from components.foundation.errors import UserError
+from components.foundation.files import held_lock, read_json
+from components.foundation.params import Params, parse_params, read_preset
+from components.foundation.places import Places
+from components.stages import evaluate, fit, synthesize, train, validate
+from components.synthesis.prepared import load_prepared
 
 CATEGORIES = ("mvtec/bottle", "mvtec/screw", "magnetic_tile")
 METHODS = (

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from components.images import ImageLimits, read_image
-from components.perceptual_hash import HashIndex, distance, image_hashes, own_hash, small_grey
+from components.foundation.limits import ImageLimits
+from components.images.decode import read_image
+from components.images.perceptual_hash import HashIndex, distance, image_hashes, own_hash, small_grey
 
 COPIED = 40  # images of which changed copies are made
 

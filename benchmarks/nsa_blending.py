@@ -28,10 +28,10 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.common import print_table, write_results
 from benchmarks.nsa_generator import cut_patch, mask_of, place_patch, read_good
-from components.disk_median import bounding_box
-from components.nsa import SMALLEST_MASK, NsaImage, prepare
-from components.nsa_params import PAPER_SETTINGS, NsaParams
-from components.poisson import Gradients, Planes, blend_mask, blend_rectangle, laplacian, to_uint8
+from components.synthesis.disk_median import bounding_box
+from components.synthesis.nsa import SMALLEST_MASK, NsaImage, prepare
+from components.synthesis.nsa_params import PAPER_SETTINGS, NsaParams
+from components.synthesis.poisson import Gradients, Planes, blend_mask, blend_rectangle, laplacian, to_uint8
 
 ROWS: dict[str, NsaParams] = {
     "bottle": PAPER_SETTINGS["bottle"],

@@ -15,11 +15,11 @@ from typing import Any
 
 from benchmarks.common import print_table, write_results
 from benchmarks.methods import CATEGORIES, known_rows, usual_content, working_in
-from components import synthesize, train, validate
-from components.params import NetworkParams, Params, parse_params, read_preset
-from components.places import Places
-from components.prepared import Prepared, load_prepared
-from components.runtime import use_threads
+from components.foundation.params import NetworkParams, Params, parse_params, read_preset
+from components.foundation.places import Places
+from components.foundation.runtime import use_threads
+from components.stages import synthesize, train, validate
+from components.synthesis.prepared import Prepared, load_prepared
 
 
 def main() -> None:

@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from benchmarks.common import print_table, write_results
-from components.draws import SampleKeys
-from components.images import ImageLimits, read_image, resize_image
-from components.layout import image_files
-from components.nsa import NsaSample, nsa_batch, prepare
-from components.nsa_derive import sample_statistics
-from components.nsa_params import PAPER_SETTINGS, NsaParams
-from components.nsa_settings import nsa_params_of, spread
-from components.params import NsaSection
+from components.foundation.draws import SampleKeys
+from components.foundation.limits import ImageLimits
+from components.foundation.params import NsaSection
+from components.images.decode import read_image, resize_image
+from components.images.layout import image_files
+from components.synthesis.nsa import NsaSample, nsa_batch, prepare
+from components.synthesis.nsa_derive import sample_statistics
+from components.synthesis.nsa_params import PAPER_SETTINGS, NsaParams
+from components.synthesis.nsa_settings import nsa_params_of, spread
 
 CATEGORIES = {"bottle": "bottle", "screw": "screw", "magnetic_tile": "tile"}
 FIELDS = ("background", "tolerance", "height_bounds", "width_bounds", "resize_bounds", "patches", "gradients",

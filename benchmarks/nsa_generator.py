@@ -21,11 +21,12 @@ from skimage.morphology import disk
 from threadpoolctl import threadpool_limits
 
 from benchmarks.common import print_table, write_results
-from components.draws import SampleKeys
-from components.images import ImageLimits, read_image
-from components.layout import image_files
-from components.nsa import NsaImage, nsa_batch, prepare
-from components.nsa_params import PAPER_SETTINGS, NsaParams
+from components.foundation.draws import SampleKeys
+from components.foundation.limits import ImageLimits
+from components.images.decode import read_image
+from components.images.layout import image_files
+from components.synthesis.nsa import NsaImage, nsa_batch, prepare
+from components.synthesis.nsa_params import PAPER_SETTINGS, NsaParams
 
 BLOCK = 20
 BOTTLE, TEXTURE, SCREW = PAPER_SETTINGS["bottle"], PAPER_SETTINGS["tile"], PAPER_SETTINGS["screw"]

@@ -16,20 +16,21 @@ import numpy as np
 
 from benchmarks.common import print_table, write_results
 from benchmarks.methods import CATEGORIES, usual_content, working_in
-from components import synthesize, validate
-from components.backbone import build_encoder
-from components.compositions import for_maps
-from components.dataset import list_category
-from components.detector import Composition, Detector, Part, Scale
-from components.evaluate import score_records
-from components.feature_bank import FeatureBank
-from components.fit import SIGMA, choose_compositions, learned, make_banks
-from components.methods import PRETRAINED
-from components.metrics import auroc, pixel_auroc
-from components.params import Params, parse_params
-from components.places import Places
-from components.prepared import load_prepared
-from components.runtime import use_threads
+from components.detection.compositions import for_maps
+from components.detection.detector import Composition, Detector, Part
+from components.detection.feature_bank import FeatureBank
+from components.detection.scale import Scale
+from components.evaluation.metrics import auroc, pixel_auroc
+from components.foundation.params import Params, parse_params
+from components.foundation.places import Places
+from components.foundation.runtime import use_threads
+from components.images.dataset import list_category
+from components.learning.backbone import build_encoder
+from components.stages import synthesize, validate
+from components.stages.evaluate import score_records
+from components.stages.fit import SIGMA, choose_compositions, learned, make_banks
+from components.synthesis.methods import PRETRAINED
+from components.synthesis.prepared import load_prepared
 
 FIGURES = {"image": "image AUROC", "map": "pixel AUROC"}
 NO_SCALE = Scale(0.0, 1.0)

@@ -27,17 +27,20 @@ from PIL import Image
 from torchvision.transforms import ColorJitter
 
 from benchmarks.common import print_table, write_results
-from components.backbone import build_encoder
-from components.compositions import candidates, for_maps
-from components.cutpaste import cutpaste, scar, three_way
-from components.detector import Detector, Part, Scale, arrange, as_tensor
-from components.draws import SampleKeys
-from components.errors import UserError
-from components.images import ImageLimits, read_image, resize_image
-from components.layout import image_files
-from components.learner import Learner, Progress
-from components.params import BackboneParams, SynthesisParams, TrainingParams
-from components.tasks import task_of
+from components.detection.compositions import candidates, for_maps
+from components.detection.detector import Detector, Part, arrange
+from components.detection.scale import Scale
+from components.foundation.draws import SampleKeys
+from components.foundation.errors import UserError
+from components.foundation.limits import ImageLimits
+from components.foundation.params import BackboneParams, SynthesisParams, TrainingParams
+from components.images.decode import read_image, resize_image
+from components.images.layout import image_files
+from components.images.tensors import as_tensor
+from components.learning.backbone import build_encoder
+from components.learning.learner import Learner, Progress
+from components.synthesis.cutpaste import cutpaste, scar, three_way
+from components.synthesis.tasks import task_of
 
 SCORED, STEPS = 16, 2
 SIDE, BATCH = 256, 32  # the paper trains the 3-way task with 96 images, that is 32 triples

@@ -9,16 +9,25 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-from components.files import sha256_file
-from components.inbox import OUTCOMES, open_source
-from components.params import load_params
-from flows.versions import commit_folder
+from components.arrivals.entries import OUTCOMES
+from components.arrivals.inbox import open_source
+from components.foundation.files import sha256_file
+from components.foundation.params import load_params
+from flows.data.versions import commit_folder
 from tests.project import Project
 
 INBOX = Path("arriving/inbox")
 PATIENCE = 200.0
 
-PRELOADED = ["tests.arriving", "flows.arrivals", "flows.versions", "mlflow", "great_expectations", "dvc.repo", "boto3"]
+PRELOADED = [
+    "tests.arriving",
+    "flows.arrivals.steps",
+    "flows.data.versions",
+    "mlflow",
+    "great_expectations",
+    "dvc.repo",
+    "boto3",
+]
 
 _context: ForkServerContext | None = None
 
@@ -43,7 +52,7 @@ def whereabouts(root: Path, category: str = "widget") -> dict[str, list[str]]:
 
 def ingest_here(category: str = "widget", url: str | None = None) -> list[dict[str, Any]]:
     """Run the steps of the ingest in this process and folder, without Prefect."""
-    from flows.arrivals import ingest_category
+    from flows.arrivals.steps import ingest_category
 
     params = load_params()
     return ingest_category(category, open_source(url or params.ingest.source), params)

@@ -29,7 +29,7 @@ _MLFLOW_VARIABLES = (
 @pytest.fixture(scope="session")
 def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow SQLite database with its tables: making them costs seconds, a copy costs none."""
-    from components.tracking import prepare_environment
+    from components.tracking.runs import prepare_environment
 
     prepare_environment()
     from mlflow import MlflowClient
@@ -70,10 +70,12 @@ def make_capsule() -> MakeCapsule:
     """`make_capsule(folder, threshold=…, category=…, bits=…)` writes a real capsule of a tiny random network."""
     import numpy as np
 
-    from components.backbone import build_encoder
-    from components.capsule import Capsule, save_capsule
-    from components.detector import Composition, Detector, Part, Scale, arrange, as_tensor
-    from components.params import BackboneParams
+    from components.detection.capsule import Capsule, save_capsule
+    from components.detection.detector import Composition, Detector, Part, arrange
+    from components.detection.scale import Scale
+    from components.foundation.params import BackboneParams
+    from components.images.tensors import as_tensor
+    from components.learning.backbone import build_encoder
 
     encoder = build_encoder(BackboneParams(name="lcnet_035", weights="none"), seed=0)
     good = np.random.default_rng(0).integers(90, 110, (8, 32, 32, 3), dtype=np.uint8)  # (N, H, W, 3)

@@ -58,7 +58,7 @@ class Project:
 
     def flawline(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         """`flawline ARGUMENTS`."""
-        return self.run("-m", "flows.cli", *map(str, arguments))
+        return self.run("-m", "flows.commands.cli", *map(str, arguments))
 
     def dvc(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`dvc ARGUMENTS`."""
@@ -75,7 +75,7 @@ class Project:
         self, name: str, category: str, before: Callable[[], None] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """What dvc.yaml calls for one stage of one category."""
-        return self.run("-m", f"components.{name}", category, before=before)
+        return self.run("-m", f"components.stages.{name}", category, before=before)
 
     def copy(self, folder: Path) -> "Project":
         """The same project, with all that it has computed, in another folder."""

@@ -1,0 +1,99 @@
+"""What is written down of a judged batch: reasons beside the images that did not pass, a manifest of those that did."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from components.arrivals.batch import Batch, Item
+from components.arrivals.entries import Move
+from components.arrivals.inbox import Source
+from components.arrivals.names import encode_key, shown_name
+from components.arrivals.triage import Verdict
+
+REASON, PICTURE, MANIFEST = ".json", ".map.png", "batch.json"
+
+
+def settle(batch: Batch, source: Source, verdicts: Sequence[Verdict]) -> None:
+    """Write reasons and anomaly maps, then move each file out of the inbox; may be repeated."""
+    items, claim = {item.number: item for item in batch.items()}, batch.result("claim")
+    arrival = {
+        "category": batch.category,
+        "batch": batch.name,
+        "source": claim.get("source"),
+        "time": claim.get("time"),
+    }
+    for verdict in verdicts:
+        if verdict.outcome != "accepted":
+            _write_reason(batch, source, items[verdict.number], verdict, arrival)
+    passed = [verdict for verdict in verdicts if verdict.outcome == "accepted"]
+    if passed:
+        manifest = [_reason(batch, items[verdict.number], verdict, arrival) for verdict in passed]
+        source.write(f"accepted/{batch.category}/{batch.name}/{MANIFEST}", _as_bytes(manifest))
+    source.acknowledge(batch.category, [_move(batch, items[verdict.number], verdict) for verdict in verdicts])
+
+
+def summarise(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Counts of a batch: arrived, accepted, held, quarantined, and reasons: how many per code."""
+    outcomes = Counter(verdict.outcome for verdict in verdicts)
+    reasons = Counter(verdict.code for verdict in verdicts if verdict.code)
+    return {
+        "arrived": len(verdicts),
+        "accepted": outcomes["accepted"],
+        "held": outcomes["held"],
+        "quarantined": outcomes["quarantine"],
+        "reasons": dict(sorted(reasons.items())),
+    }
+
+
+def count_words(counts: Mapping[str, Any]) -> str:
+    """The counts in words: "20 arrived, 14 accepted, 2 held, 4 quarantined (3 duplicate, 1 suspicious, …)"."""
+    reasons = ", ".join(f"{count} {code}" for code, count in counts["reasons"].items())
+    words = ", ".join(f"{counts[name]} {name}" for name in ("arrived", "accepted", "held", "quarantined"))
+    return f"{words} ({reasons})" if reasons else words
+
+
+def image_name(item: Item, verdict: Verdict) -> str:
+    """The name of an accepted image in the category: it recalls the original one, and its digest makes it unique."""
+    stem, _, suffix = item.file_name.partition("-")[2].rpartition(".")
+    return f"train/good/{stem}-{verdict.sha256[:12]}.{suffix}"
+
+
+def _write_reason(batch: Batch, source: Source, item: Item, verdict: Verdict, arrival: Mapping[str, Any]) -> None:
+    place = batch.place(verdict.outcome, item)
+    reason = _reason(batch, item, verdict, arrival)
+    if batch.picture(item).is_file():
+        reason["map"] = place + PICTURE
+        source.write(place + PICTURE, batch.picture(item).read_bytes())
+    source.write(place + REASON, _as_bytes(reason))
+
+
+def _reason(batch: Batch, item: Item, verdict: Verdict, arrival: Mapping[str, Any]) -> dict[str, Any]:
+    reason: dict[str, Any] = {
+        "place": batch.place(verdict.outcome, item),
+        "name": item.shown,
+        "key": encode_key(item.entry.key),
+        **arrival,
+        "outcome": verdict.outcome,
+        "code": verdict.code,
+        "reason": f"{item.shown} {verdict.words}." if verdict.words else "",
+        "bytes": item.entry.size,
+        "sha256": verdict.sha256,
+        "score": verdict.score,
+        "p_value": verdict.p_value,
+        "map": None,
+    }
+    if item.entry.kind == "link":
+        reason["target"] = shown_name(item.entry.target)
+    if verdict.outcome == "accepted":
+        return reason | {"image": image_name(item, verdict)}
+    return reason | {"facts": verdict.facts}
+
+
+def _move(batch: Batch, item: Item, verdict: Verdict) -> Move:
+    copy = batch.raw(item)
+    return Move(item.entry, batch.place(verdict.outcome, item), copy if copy.is_file() else None)
+
+
+def _as_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -1,0 +1,126 @@
+"""Features of a category's good images, each made once: the exam, every candidate and the last fit share them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from components.detection.copies import copies_of
+from components.detection.detector import BATCH, Composition, CopyKind, levels_of
+from components.foundation.draws import SampleKeys
+from components.images.tensors import as_tensor
+from components.learning.backbone import HEAD, Encoder
+from components.synthesis.prepared import Prepared, batches
+
+Features = dict[str, Tensor]
+HELD_MOST = 1000  # good images whose features are kept in memory: half a GiB at 256 px
+
+
+class FeatureBank:
+    """The features that the compositions of one family need of one encoder.
+
+    Of at most HELD_MOST good images they are kept once they were made; of more they are made whenever they are asked
+    for, so that memory stays bounded. A level finer than the family's grid is averaged to it, as `arrange` would.
+
+    Attributes:
+        name: of the encoder, as compositions call it.
+        encoder, prepared: whose features of which images.
+        levels: those that are made.
+        keeps: whether features are kept.
+    """
+
+    def __init__(self, name: str, encoder: Encoder, prepared: Prepared, family: Sequence[Composition]) -> None:
+        self.name = name
+        self.encoder = encoder
+        self.prepared = prepared
+        self.levels = levels_of(name, family)
+        self.keeps = few_images(prepared)
+        self._grid = grid_of(family)
+        self._kept: dict[tuple[CopyKind | None, int], _Kept] = {}
+
+    def of(self, rows: np.ndarray) -> Features:
+        """Of good images `rows`: level to (n, C, h, w), or (n, C) for "head"."""
+        made = self._take(None, 1, rows)
+        return {level: value[:, 0] for level, value in made.items()}
+
+    def of_copies(self, rows: np.ndarray, count: int, kind: CopyKind) -> Features:
+        """The same of `count` copies of each of these images, all first copies first."""
+        made = self._take(kind, count, rows)
+        return {level: value.transpose(0, 1).flatten(0, 1) for level, value in made.items()}
+
+    def of_samples(self, kind: int, rows: np.ndarray) -> Features:
+        """Of the exam's samples of kind number `kind` from its sources `rows`; they are never kept."""
+        return self._extracted(self.prepared.exam_images[kind], rows)
+
+    def _take(self, kind: CopyKind | None, count: int, rows: np.ndarray) -> Features:
+        """Level to (n, count, C, …): images themselves where `kind` is None, else copies of them."""
+
+        def make(missing: np.ndarray) -> Features:
+            if kind is None:
+                made = self._extracted(self.prepared.images, missing)
+                return {level: value[:, None] for level, value in made.items()}
+            return self._copies(missing, count, kind)
+
+        if not self.keeps:
+            return make(rows)
+        kept = self._kept.setdefault((kind, count), _Kept(np.zeros(len(self.prepared.images), bool)))
+        return kept.take(rows, make)
+
+    @torch.inference_mode()
+    def _extracted(self, images: np.ndarray, rows: np.ndarray) -> Features:
+        """Features of `images[rows]` (uint8 (N, S, S, 3), may be mapped from disk), batch by batch, on the CPU."""
+        pieces = [self._shrunk(as_tensor(np.ascontiguousarray(images[piece]))) for piece in batches(rows, BATCH)]
+        return {level: torch.cat([piece[level] for piece in pieces]) for level in self.levels}
+
+    @torch.inference_mode()
+    def _copies(self, rows: np.ndarray, count: int, kind: CopyKind) -> Features:
+        """Level to (n, count, C, …) of the copies of good images `rows`."""
+        pieces: list[Features] = []
+        for piece in batches(rows, BATCH):
+            images = as_tensor(np.ascontiguousarray(self.prepared.images[piece]))
+            keys = SampleKeys.of(self.prepared.seed, self.prepared.category, 0, piece)
+            made = self._shrunk(copies_of(images, keys, count, kind))  # (count · n, C, …)
+            pieces.append({level: value.unflatten(0, (count, -1)).transpose(0, 1) for level, value in made.items()})
+        return {level: torch.cat([piece[level] for piece in pieces]) for level in self.levels}
+
+    def _shrunk(self, images: Tensor) -> Features:
+        found = self.encoder.features(images, self.levels)
+        return {level: self._on_grid(value.float()).cpu() for level, value in found.items()}
+
+    def _on_grid(self, feature: Tensor) -> Tensor:
+        if not self._grid or feature.ndim != 4 or feature.shape[-1] <= self._grid:
+            return feature
+        return functional.adaptive_avg_pool2d(feature, (self._grid, self._grid))
+
+
+def grid_of(family: Sequence[Composition]) -> int:
+    """The finest grid that the family's compositions look at features on; 0 where one looks at them as they are."""
+    as_they_are = [c for c in family if c.smooth > 1 or (not c.is_dense and set(c.levels) != {HEAD})]
+    return 0 if as_they_are else max((c.grid for c in family), default=0)
+
+
+def few_images(prepared: Prepared) -> bool:
+    """Whether the features of all good images may be held in memory."""
+    return len(prepared.held_out) <= HELD_MOST
+
+
+@dataclass
+class _Kept:
+    """Features by row; of rows that were never asked for, the memory is never touched."""
+
+    present: np.ndarray  # (N,) bool
+    values: Features = field(default_factory=dict)
+
+    def take(self, rows: np.ndarray, make: Callable[[np.ndarray], Features]) -> Features:
+        """Features of `rows`; `make` is called for those that are not there."""
+        missing = rows[~self.present[rows]]
+        if len(missing):
+            for level, made in make(missing).items():
+                if level not in self.values:
+                    self.values[level] = torch.empty(len(self.present), *made.shape[1:], dtype=made.dtype)
+                self.values[level][missing] = made
+            self.present[missing] = True
+        return {level: value[rows] for level, value in self.values.items()}

@@ -1,0 +1,125 @@
+"""The network's place in a detector: its scale, its mark beside the detector without it, and which of the two serves.
+
+Who asks for NSA must not get a worse detector than no training gives, unless told so: both sit the synthetic exam on
+held-out images, of the kinds of defects that the network was not trained on.
+"""
+
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from components.detection.detector import BATCH, Detector
+from components.detection.network_exam import RASTER, examine_detector, part_of
+from components.detection.network_part import NetworkPart
+from components.detection.scale import Scale
+from components.evaluation.map_range import map_range
+from components.foundation.params import Params, ViewParams
+from components.images.tensors import as_tensor
+from components.learning.decoder import MapNetwork, load_network
+from components.synthesis.methods import HYBRID, NETWORK, serves_network
+from components.synthesis.prepared import Prepared, batches
+
+
+def open_network(folder: Path, params: Params) -> MapNetwork | None:
+    """The network that the stage train left in its folder; None where the method has none."""
+    return load_network(folder / NETWORK) if serves_network(params.method) else None
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The detector without the network.
+
+    Attributes:
+        name: of its representation, such as "pretrained".
+        detector: as it would serve.
+        calibration: (n,) its scores of the held-out good images, as if it had not seen them.
+        map_range: of its maps of them, likewise.
+        unseen: the same detector, fitted without the held-out images; it sits the exam.
+    """
+
+    name: str
+    detector: Detector
+    calibration: np.ndarray
+    map_range: tuple[float, float]
+    unseen: Detector
+
+
+@dataclass(frozen=True)
+class Served:
+    """What serves: the detector, its scores (n,) of the held-out good images, the range of its maps, and why it does.
+
+    selection: what replaces and adds to the capsule's selection.
+    """
+
+    detector: Detector
+    calibration: np.ndarray
+    map_range: tuple[float, float]
+    selection: dict[str, Any] = field(default_factory=dict)
+
+
+def with_network(
+    baseline: Baseline, network: MapNetwork, prepared: Prepared, params: Params, view: ViewParams
+) -> Served:
+    """The detector that serves, and what the exam said of it.
+
+    The network alone, or for the hybrid method the mean of both, serves unless the exam says that the baseline is
+    better by more than `fit.margin` and `network.keep` is "exam". Where the exam says so, stderr does too.
+    """
+    part, own = calibrated(part_of(network, params, view), prepared)
+    hybrid = params.method == HYBRID
+    name = f"{baseline.name} + {NETWORK}" if hybrid else NETWORK
+    examined = _joined(baseline.unseen, part, hybrid)
+    marks = {baseline.name: examine_detector(baseline.unseen, prepared), name: examine_detector(examined, prepared)}
+    before, after = marks[baseline.name].image, marks[name].image
+    worse = after < before - params.fit.margin
+    kept = worse and params.network.keep == "exam"
+    if worse:
+        print(_sentence(prepared.category, params.method, before, after, kept), file=sys.stderr)
+    selection = {
+        "encoder": baseline.name if kept else name,
+        "held_out_marks": {which: mark.image for which, mark in marks.items()},
+        "network_marks": {
+            which: {"image": mark.image, "pixel": mark.pixel, "by_kind": dict(mark.by_kind)}
+            for which, mark in marks.items()
+        },
+    }
+    if kept:
+        return Served(baseline.detector, baseline.calibration, baseline.map_range, selection)
+    if hybrid:
+        parts = sum(part.for_image for part in baseline.detector.parts)
+        own = (parts * baseline.calibration + own) / (parts + 1)  # as Detector.score averages
+    shown = map_range(
+        examined.score(np.asarray(prepared.images[rows]))[1] for rows in batches(prepared.held_out_rows, BATCH)
+    )
+    return Served(_joined(baseline.detector, part, hybrid), own.astype(np.float32), shown, selection)
+
+
+def _joined(baseline: Detector, part: NetworkPart, hybrid: bool) -> Detector:
+    """The network with the baseline, or alone."""
+    if not hybrid:
+        return Detector({}, [], baseline.size, baseline.sigma, networks=[part])
+    return Detector(baseline.encoders, baseline.parts, baseline.size, baseline.sigma, baseline.heads, [part])
+
+
+def calibrated(part: NetworkPart, prepared: Prepared) -> tuple[NetworkPart, np.ndarray]:
+    """The part on the scale of its own scores and pixels of the held-out good images, and these scores (n,) on it."""
+    scored = [
+        part.log_odds(as_tensor(np.ascontiguousarray(prepared.images[rows])))
+        for rows in batches(prepared.held_out_rows, BATCH)
+    ]
+    scores = np.concatenate([score for score, _ in scored])
+    pixels = np.concatenate([maps[:, ::RASTER, ::RASTER].numpy() for _, maps in scored])
+    scale = Scale.of(scores)
+    return replace(part, image_scale=scale, map_scale=Scale.of(pixels)), scale.apply(scores).astype(np.float32)
+
+
+def _sentence(category: str, method: str, before: float, after: float, kept: bool) -> str:
+    end = (
+        "the detector without it is kept; network.keep=always would serve the network."
+        if kept
+        else "it serves all the same, as network.keep is always."
+    )
+    return f"Training {method} did not help on {category}: exam mark {before:.4f} without, {after:.4f} with it; {end}"

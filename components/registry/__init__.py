@@ -1,0 +1,4 @@
+"""Registered versions of a category's model: aliases, journal, what decides and what is served.
+
+It may use tracking and below.
+"""

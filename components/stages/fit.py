@@ -1,0 +1,448 @@
+"""Stage fit: choose compositions by the synthetic exam, fit their Gaussians, set the threshold, write the capsule."""
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from components.density.gaussian import Scorer
+from components.detection.capsule import Capsule, save_capsule
+from components.detection.compositions import candidates, for_maps
+from components.detection.conformal import guarantee, split_conformal_threshold
+from components.detection.detector import BATCH, Composition, Detector, Part, activation, arrange, image_scores
+from components.detection.exam import (
+    ExamPaper,
+    Mark,
+    best,
+    cross_examine,
+    cross_paper,
+    examine,
+    fold_numbers,
+    fold_scorers,
+    held_out_paper,
+    weighed,
+)
+from components.detection.feature_bank import FeatureBank, few_images
+from components.detection.network_fit import Baseline, Served, open_network, with_network
+from components.detection.scale import Scale
+from components.evaluation.map_range import map_range
+from components.foundation.errors import UserError
+from components.foundation.files import read_json
+from components.foundation.making import check_made_in, making
+from components.foundation.params import Params
+from components.foundation.places import Places
+from components.foundation.progress import ProgressBar
+from components.foundation.runtime import use_threads
+from components.images.tensors import as_tensor
+from components.learning.backbone import Encoder, build_encoder, load_encoder
+from components.learning.head import FILE as HEAD_FILE
+from components.learning.head import load_head
+from components.stages.door import run_stage
+from components.synthesis.methods import NSA_GDE, PRETRAINED, TRAINED, encoder_method
+from components.synthesis.nsa_settings import load_nsa_params
+from components.synthesis.prepared import Prepared, batches, load_prepared
+from components.synthesis.views import view_of
+
+READS = (
+    *("backbone", "fit", "image", "method", "network", "nsa", "patch", "seed", "synthesis", "threads", "threshold"),
+    "training",
+)
+GOLDEN = 4
+Banks = Mapping[str, FeatureBank]
+SIGMA = 2.0  # of the receptive field's Gaussian, in 1/256 of the image's side
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which compositions serve, and what the exam said of every candidate.
+
+    Attributes:
+        image, map: compositions for the image score and for the anomaly map.
+        marks: of all candidates, by cross-fitting.
+        held_out: mean image mark on held-out images of each encoder's chosen compositions.
+    """
+
+    image: tuple[Composition, ...]
+    map: tuple[Composition, ...]
+    marks: tuple[Mark, ...]
+    held_out: Mapping[str, float]
+
+    @property
+    def encoder(self) -> str:
+        """The encoder whose compositions were chosen."""
+        return self.image[0].encoder
+
+    @property
+    def all(self) -> list[Composition]:
+        """Every chosen composition once."""
+        return list(dict.fromkeys([*self.image, *self.map]))
+
+
+def main(category: str, params: Params) -> None:
+    """Write the capsule of one category."""
+    use_threads(params.threads)
+    places = Places(category)
+    prepared = load_prepared(places.prepared)
+    for folder in (places.prepared, places.encoder):
+        check_made_in(folder, params, prepared.data_digest)
+    encoders = load_encoders(places.encoder, params)
+    heads = load_heads(places.encoder, category, params)
+    banks = make_banks({name: encoders[name] for name in heads} or encoders, prepared, params)
+    choice = choose(banks, params)
+    say_if_training_did_not_help(category, choice)
+    refit = learns_held_out(prepared, params)
+    served = fit_detector(choice, banks, prepared, params, heads, refit)
+    if network := open_network(places.encoder, params):
+        unseen = fit_detector(choice, banks, prepared, params, heads, refit=False) if refit else served
+        view = view_of(params.network, load_nsa_params(places.prepared)[1]["kind"], category)
+        baseline = Baseline(choice.encoder, served.detector, served.calibration, served.map_range, unseen.detector)
+        served = with_network(baseline, network, prepared, params, view)
+    capsule = make_capsule(served, choice, prepared, params)
+    save_capsule(capsule, golden_images(prepared), places.capsule)
+
+
+def trained_folders(folder: Path, params: Params) -> dict[str, Path]:
+    """Where the representations lie whose training was kept by its own exam: "trained", and an ensemble's others."""
+    if encoder_method(params.method) == PRETRAINED and params.method != NSA_GDE:
+        return {}
+    folders = [folder, *sorted(path for path in folder.iterdir() if path.name.isdecimal())]
+    kept = [own for own in folders if read_json(own / "training.json")["kept_step"] > 0]
+    return {f"{TRAINED}-{number}" if number else TRAINED: own for number, own in enumerate(kept)}
+
+
+def load_encoders(folder: Path, params: Params) -> dict[str, Encoder]:
+    """The representation before training, and the trained ones."""
+    trained = {name: load_encoder(own) for name, own in trained_folders(folder, params).items()}
+    return {PRETRAINED: build_encoder(params.backbone, params.seed), **trained}
+
+
+def load_heads(folder: Path, category: str, params: Params) -> dict[str, nn.Sequential]:
+    """The trained heads of the encoders that were kept, where `fit.map` needs them; UserError where there is none."""
+    if params.fit.map != "gradcam-logit":
+        return {}
+    folders = trained_folders(folder, params) or {PRETRAINED: folder}
+    if not all((own / HEAD_FILE).is_file() for own in folders.values()):
+        raise UserError(
+            f"fit.map gradcam-logit needs a trained head, and none fits what was kept for {category}: set fit.map to "
+            "gradcam, or method and training.head_steps to train one."
+        )
+    return {name: load_head(own) for name, own in folders.items()}
+
+
+def make_banks(encoders: Mapping[str, Encoder], prepared: Prepared, params: Params) -> dict[str, FeatureBank]:
+    """A bank for each encoder, of the features that its candidates need."""
+    count = len(prepared.fit_rows)
+    return {
+        name: FeatureBank(name, encoder, prepared, candidates(name, encoder, params.image.side, count, params.fit))
+        for name, encoder in encoders.items()
+    }
+
+
+def choose(banks: Banks, params: Params) -> Choice:
+    """Choose compositions by cross-fitting, before training and after it, then one of the two by the held-out images.
+
+    A trained encoder has seen the images it learned from, so only held-out ones can say whether it is better; it must
+    be so by more than `fit.margin`. The members of an ensemble all take the compositions that suit the first.
+    """
+    first = [name for name in banks if name in (PRETRAINED, TRAINED)]
+    members = [name for name in banks if name not in first]
+    choices = [choose_compositions(banks[name], params) for name in first]
+    choices = [with_members(choice, members) if choice.encoder == TRAINED else choice for choice in choices]
+    marks = tuple(mark for choice in choices for mark in choice.marks)
+    held_out = {choice.encoder: held_out_mark(banks, choice.image) for choice in choices}
+    winner = choices[0]
+    for other in choices[1:]:
+        if held_out[other.encoder] > held_out[winner.encoder] + params.fit.margin:
+            winner = other
+    return Choice(winner.image, winner.map, marks, held_out)
+
+
+def with_members(choice: Choice, members: Sequence[str]) -> Choice:
+    """The same choice with its compositions repeated for further encoders, with which it is averaged."""
+    image, maps = (
+        tuple(replace(c, encoder=name) for name in (choice.encoder, *members) for c in compositions)
+        for compositions in (choice.image, choice.map)
+    )
+    return replace(choice, image=image, map=maps)
+
+
+def choose_compositions(bank: FeatureBank, params: Params) -> Choice:
+    """The best compositions of one encoder for the image score and for the map, by the cross-fitted exam."""
+    count = len(bank.prepared.fit_rows)
+    family = candidates(bank.name, bank.encoder, params.image.side, count, params.fit)
+    most = max(family, key=lambda composition: composition.copies)
+    paper = cross_paper(bank, params.fit.folds, params.seed, most.copies, most.copy_kind)
+    marks = tuple(weighed(list(said_how_far(bank, family, paper))))
+    by_image, by_pixel = (tuple(best(marks, params.fit.best, by=by)) for by in ("image", "pixel"))
+    maps = tuple(for_maps(c) for c in by_pixel) or tuple(c for c in by_image if c.map != "dense")
+    return Choice(by_image, maps, marks, {})
+
+
+def said_how_far(bank: FeatureBank, family: Sequence[Composition], paper: ExamPaper) -> Iterator[Mark]:
+    """The mark of each composition, while stderr says how many are examined."""
+    with ProgressBar(f"{bank.prepared.category}: exam of compositions, {bank.name}", len(family)) as bar:
+        for number, composition in enumerate(family, 1):
+            yield cross_examine(composition, paper)
+            bar.show(number, {})
+
+
+def held_out_mark(banks: Banks, compositions: Sequence[Composition]) -> float:
+    """Mean image mark on held-out images of compositions fitted to all others."""
+    scorers = fit_scorers(compositions, banks)
+    papers = {name: held_out_paper(banks[name]) for name in dict.fromkeys(c.encoder for c in compositions)}
+    return float(np.mean([examine(c, scorers[c], papers[c.encoder]).image for c in compositions]))
+
+
+def fit_scorers(compositions: Sequence[Composition], banks: Banks) -> dict[Composition, Scorer]:
+    """Fit each composition's density to the images to learn from, the quicker way where they are few."""
+    if not all(banks[c.encoder].keeps for c in compositions):
+        return fit_densities(compositions, banks)
+    scorers = {}
+    for c in compositions:
+        bank = banks[c.encoder]
+        features = learned(c, bank, bank.prepared.fit_rows)
+        scorers[c] = c.scorer_of(features.reshape(-1, *features.shape[2:]))
+    return scorers
+
+
+def learned(composition: Composition, bank: FeatureBank, rows: np.ndarray) -> np.ndarray:
+    """Arranged features (1 + copies, n, …) of good images `rows`, and of their copies where it learns from copies."""
+    own = arrange(bank.of(rows), composition)
+    if not composition.copies:
+        return own[None]
+    copies = arrange(bank.of_copies(rows, composition.copies, composition.copy_kind), composition)
+    return np.concatenate([own[None], copies.reshape(-1, *own.shape)])
+
+
+def fit_densities(compositions: Sequence[Composition], banks: Banks) -> dict[Composition, Scorer]:
+    """Fit each composition's density to the images to learn from; memory is bounded by a batch, not their number."""
+    densities = {composition: composition.density() for composition in compositions}
+    for bank in banks.values():
+        own = [composition for composition in compositions if composition.encoder == bank.name]
+        for rows in batches(bank.prepared.fit_rows, BATCH) if own else ():
+            features = bank.of(rows)
+            for composition in own:
+                densities[composition].add(arrange(features, composition))
+                if composition.copies:
+                    copies = bank.of_copies(rows, composition.copies, composition.copy_kind)
+                    densities[composition].add(arrange(copies, composition))
+    return {composition: density.scorer() for composition, density in densities.items()}
+
+
+def fit_detector(
+    choice: Choice,
+    banks: Banks,
+    prepared: Prepared,
+    params: Params,
+    heads: Mapping[str, nn.Sequential],
+    refit: bool,
+) -> Served:
+    """Fit the chosen compositions, and score the held-out good images.
+
+    refit: whether densities learn the held-out images in the end, which are then scored by cross-fitting. Each
+    composition is brought to the scale of its own scores on held-out good images.
+    """
+    if refit:
+        scorers, distances = fit_to_all(choice.all, banks, prepared, params.fit.folds)
+    else:
+        scorers = fit_scorers(choice.all, banks)
+        distances = held_out_distances(scorers, banks, prepared)
+    encoders = {name: banks[name].encoder for name in dict.fromkeys(c.encoder for c in choice.all)}
+    activations = held_out_activations({c: scorers[c] for c in choice.map}, encoders, heads, prepared)
+    parts = [
+        Part(
+            composition,
+            scorers[composition],
+            Scale.of(image_scores(values, composition)),
+            map_scale(composition, values, activations),
+            composition in choice.image,
+            composition in choice.map,
+        )
+        for composition, values in distances.items()
+    ]
+    detector = Detector(encoders, parts, params.image.side, SIGMA * params.image.side / 256, heads)
+    shown = map_range(held_out_maps(detector, {**distances, **rectified(activations)}))
+    return Served(detector, calibration_scores(parts, distances), shown)
+
+
+def rectified(activations: Mapping[Composition, np.ndarray]) -> dict[Composition, np.ndarray]:
+    """GradCAMs (n, h·w) with their ReLU, as a detector shows them."""
+    return {composition: np.maximum(cells, 0) for composition, cells in activations.items()}
+
+
+def held_out_maps(detector: Detector, cells: Mapping[Composition, np.ndarray]) -> Iterator[np.ndarray]:
+    """Maps (b, size, size) of the held-out good images, batch by batch, from what each composition gives them.
+
+    cells: (n, L) or (n, h·w) per composition, by densities that have not learned them.
+    """
+    shown = [part for part in detector.parts if part.for_map]
+    count = len(cells[shown[0].composition]) if shown else 0
+    for rows in batches(np.arange(count), BATCH):
+        grids = [(part.composition, part.map_scale.apply(cells[part.composition][rows])) for part in shown]
+        yield detector.merged_maps(grids, [], len(rows))
+
+
+def learns_held_out(prepared: Prepared, params: Params) -> bool:
+    """Whether the densities learn the held-out good images in the end: where images are few, each one counts."""
+    return params.fit.refit and few_images(prepared) and len(prepared.held_out_rows) >= 2
+
+
+def fit_to_all(
+    compositions: Sequence[Composition], banks: Banks, prepared: Prepared, folds: int
+) -> tuple[dict[Composition, Scorer], dict[Composition, np.ndarray]]:
+    """Scorers that have learned all good images, and cross-fitted distances (n,) or (n, L) of the held-out ones."""
+    rows = np.concatenate([prepared.fit_rows, prepared.held_out_rows])
+    held_out = fold_numbers(len(prepared.held_out_rows), folds, prepared.seed)
+    numbers = np.concatenate([np.full(len(prepared.fit_rows), -1), held_out])
+    scorers, distances = {}, {}
+    for widest, alike in nested(compositions).items():
+        features = learned(widest, banks[widest.encoder], rows)
+        everything = widest.scorer_of(features.reshape(-1, *features.shape[2:]))
+        by_fold = dict(fold_scorers(widest, features, numbers))
+        for composition in alike:
+            scorers[composition] = composition.narrowed(everything)
+            own = {k: composition.narrowed(scorer) for k, scorer in by_fold.items()}
+            distances[composition] = cross_fitted(own, features[0], numbers)
+    return scorers, {composition: distances[composition] for composition in compositions}
+
+
+def nested(compositions: Sequence[Composition]) -> dict[Composition, list[Composition]]:
+    """Compositions by the one whose fit holds theirs: those that differ in rank alone have the same directions."""
+    alike: dict[Composition, list[Composition]] = defaultdict(list)
+    for composition in compositions:
+        alike[replace(composition, rank=0) if composition.is_low_rank else composition].append(composition)
+    return {max(same, key=lambda c: c.rank): same for same in alike.values()}
+
+
+def cross_fitted(scorers: Mapping[int, Scorer], features: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """Distances (n,) or (n, L) of the images that are in a fold, by the scorer that has not learned that fold.
+
+    features: (N, …). folds: (N,) the fold of each image; −1 for those in none (cross-conformal prediction: Vovk,
+    "Cross-conformal predictors", 2015).
+    """
+    distances = np.empty(features.shape[:-1], np.float32)
+    for k, scorer in scorers.items():
+        distances[folds == k] = scorer.score(features[folds == k])
+    return distances[folds >= 0]
+
+
+def held_out_distances(
+    scorers: Mapping[Composition, Scorer], banks: Banks, prepared: Prepared
+) -> dict[Composition, np.ndarray]:
+    """Distances (n,) or (n, L) of the held-out good images for each composition; memory is bounded by a batch."""
+    found: dict[Composition, list[np.ndarray]] = {composition: [] for composition in scorers}
+    for rows in batches(prepared.held_out_rows, BATCH):
+        features = {name: banks[name].of(rows) for name in dict.fromkeys(c.encoder for c in scorers)}
+        for composition, pieces in found.items():
+            pieces.append(scorers[composition].score(arrange(features[composition.encoder], composition)))
+    return {composition: np.concatenate(pieces) for composition, pieces in found.items()}
+
+
+def map_scale(composition: Composition, distances: np.ndarray, activations: Mapping[Composition, np.ndarray]) -> Scale:
+    """The scale of a map: of the distances themselves, or of the GradCAM (n, h·w) that explains them.
+
+    A GradCAM is in units of the scores that it explains. Its own spread may be nothing but rounding, where a density
+    is flat at every good image.
+    """
+    scale = Scale.of(distances)
+    return replace(scale, centre=float(activations[composition].mean())) if composition in activations else scale
+
+
+def held_out_activations(
+    scorers: Mapping[Composition, Scorer],
+    encoders: Mapping[str, Encoder],
+    heads: Mapping[str, nn.Sequential],
+    prepared: Prepared,
+) -> dict[Composition, np.ndarray]:
+    """GradCAM (n, h·w) of the held-out good images for each composition that has it.
+
+    Without the ReLU: where it leaves nothing of the good images, there would be no scale.
+    """
+    found: dict[Composition, list[np.ndarray]] = {c: [] for c in scorers if c.map != "dense"}
+    for rows in batches(prepared.held_out_rows, BATCH):
+        images = as_tensor(np.ascontiguousarray(prepared.images[rows]))
+        for c, pieces in found.items():
+            maps = activation(c, scorers[c], encoders[c.encoder], heads.get(c.encoder), images, rectified=False)
+            pieces.append(maps)
+    return {composition: np.concatenate(pieces) for composition, pieces in found.items()}
+
+
+def calibration_scores(parts: Sequence[Part], distances: Mapping[Composition, np.ndarray]) -> np.ndarray:
+    """Image scores (n,) float32 of the held-out good images, from their distances, as `Detector.score` makes them."""
+    scores = [
+        part.image_scale.apply(image_scores(distances[part.composition], part.composition))
+        for part in parts
+        if part.for_image
+    ]
+    return np.mean(scores, axis=0).astype(np.float32)
+
+
+def make_capsule(served: Served, choice: Choice, prepared: Prepared, params: Params) -> Capsule:
+    """Set the threshold from the held-out good images' scores, and put everything together."""
+    calibration = served.calibration
+    threshold = split_conformal_threshold(calibration, params.threshold.false_alarm_rate)
+    return Capsule(
+        category=prepared.category,
+        method=params.method,
+        detector=served.detector,
+        threshold=threshold.value,
+        calibration=calibration,
+        map_range=served.map_range,
+        selection=selection_summary(choice)
+        | served.selection
+        | {
+            "threshold_guaranteed_rate": threshold.guaranteed,
+            "threshold_guarantee": guarantee_words(len(calibration), prepared, params, bool(served.detector.parts)),
+        },
+        provenance=making(params, READS, prepared.data_digest),  # no other key, or its bytes would grow stale
+        bits=prepared.bits,
+    )
+
+
+def guarantee_words(count: int, prepared: Prepared, params: Params, has_density: bool = True) -> str:
+    """What the threshold promises, and that the promise is approximate where a density learned those images too."""
+    words = guarantee(count, params.threshold.false_alarm_rate, params.threshold.confidence).words
+    if has_density and learns_held_out(prepared, params):
+        words += " (approximately, as in the end the model has learned these images too)"
+    return words
+
+
+def selection_summary(choice: Choice) -> dict[str, Any]:
+    """The exam in JSON: the mark of every candidate, what was chosen, and whether training helped."""
+    return {
+        "image": [composition.name for composition in choice.image],
+        "map": [composition.name for composition in choice.map],
+        "encoder": choice.encoder,
+        "held_out_marks": dict(choice.held_out),
+        "marks": [
+            {"name": mark.composition.name, "image": mark.image, "pixel": mark.pixel, "by_kind": dict(mark.by_kind)}
+            for mark in choice.marks
+        ],
+    }
+
+
+def say_if_training_did_not_help(category: str, choice: Choice) -> None:
+    """One line on stderr where a trained representation lost its exam against the one before training."""
+    if TRAINED in choice.held_out and choice.encoder != TRAINED:
+        before, after = choice.held_out[PRETRAINED], choice.held_out[TRAINED]
+        print(
+            f"Training did not help on {category}: exam mark {before:.4f} before, {after:.4f} after; "
+            "the representation before training is kept.",
+            file=sys.stderr,
+        )
+
+
+def golden_images(prepared: Prepared) -> np.ndarray:
+    """Reference inputs, uint8 (G, S, S, 3): held-out good images, and synthetic samples of each kind."""
+    good = np.asarray(prepared.images[prepared.held_out_rows[:GOLDEN]])
+    samples = [np.asarray(images[: GOLDEN // len(prepared.exam_kinds) + 1]) for images in prepared.exam_images]
+    return np.ascontiguousarray(np.concatenate([good, *samples])[: 2 * GOLDEN])
+
+
+if __name__ == "__main__":
+    run_stage(main, READS)

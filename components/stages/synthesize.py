@@ -1,0 +1,194 @@
+"""Stage synthesize: bring the good images to the network's size, hold some out, and write the synthetic exam."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from components.evaluation.figures import contact_sheet
+from components.foundation.draws import SampleKeys
+from components.foundation.errors import UserError
+from components.foundation.files import new_directory, read_json, write_json
+from components.foundation.making import write_making
+from components.foundation.params import Params
+from components.foundation.places import Places
+from components.images.dataset import ImageRecord, list_category
+from components.images.decode import read_image, resize_image
+from components.images.tensors import as_tensor
+from components.stages.door import run_stage
+from components.synthesis import cutpaste
+from components.synthesis.nsa import NoPatchError, nsa_batch, prepare
+from components.synthesis.nsa_derive import sample_statistics, sample_warnings
+from components.synthesis.nsa_params import NsaParams
+from components.synthesis.nsa_settings import FILE, nsa_params_of, spread
+from components.synthesis.pool import fill_pool
+from components.synthesis.prepared import new_array, write_index
+from components.synthesis.tasks import patch_params, scar_params
+
+Samples = tuple[np.ndarray, np.ndarray]  # uint8 (B, S, S, 3), bool (B, S, S)
+SampleMaker = Callable[[np.ndarray], Samples]  # of numbers, int64 (B,)
+READS = ("image", "limits", "nsa", "seed", "synthesis")
+MAKING = ("image", "nsa", "seed", "synthesis")  # limits change no byte of what passes them
+EXAM_KINDS = ("cutpaste", "scar", "nsa", "cutout")
+EXAM_EPOCH = 1 << 40  # no epoch of any training: the exam's samples are never trained on
+SHEET_EPOCH = EXAM_EPOCH + 1
+SHEET_SAMPLES, SHEET_TILE = 64, 96
+SHEET_SOURCES = 8
+CUTOUT_AREA = (0.003, 0.03)
+DEAR = 1 << 25  # pixels, as many as 512 samples of 256 × 256: from here on worker processes are worth their start
+
+
+def main(category: str, params: Params) -> None:
+    """Write the prepared category: images, roles, the exam's samples with their masks, and a contact sheet."""
+    places = Places(category)
+    records = list_category(Path(params.data.root) / category).train
+    learned = read_json(places.validation / "learned.json")
+    held_out = choose_held_out(len(records), params.synthesis.held_out, params.seed)
+    source = choose_exam(held_out, params.synthesis.exam_images, params.seed)
+    with new_directory(places.prepared) as folder:
+        images = write_images(folder, records, params, learned["bits"])
+        nsa = write_nsa(folder, images, np.flatnonzero(~held_out), category, params)
+        write_exam(folder, images, source, category, params, nsa)
+        draw_sheet(folder, images, source)
+        write_index(
+            folder,
+            category=category,
+            seed=params.seed,
+            data_digest=learned["data_digest"],
+            names=[record.name for record in records],
+            held_out=held_out,
+            exam_source=source,
+            exam_kinds=list(EXAM_KINDS),
+            bits=learned["bits"],
+        )
+        write_making(folder, params, MAKING, learned["data_digest"])
+
+
+def choose_held_out(count: int, share: float, seed: int) -> np.ndarray:
+    """Which of `count` good images are never learned from: (count,) bool, a seeded `share` of them.
+
+    At least one image is held out and two are left; raises UserError where that cannot be.
+    """
+    if count < 3:
+        images = "1 good image is" if count == 1 else f"{count} good images are"
+        raise UserError(f"{images} too few to learn from and to hold one out: at least 3 are needed.")
+    number = min(max(1, round(share * count)), count - 2)
+    chosen = np.random.default_rng([seed, 1]).permutation(count)[:number]
+    return np.isin(np.arange(count), chosen)
+
+
+def choose_exam(held_out: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    """Indices (M,), ascending, of at most `limit` images for the exam; where there are more, a third is held out."""
+    order = np.random.default_rng([seed, 2]).permutation(len(held_out))
+    unseen, seen = order[held_out[order]], order[~held_out[order]]
+    if len(order) > limit:
+        unseen = unseen[: max(1, limit // 3)]
+        seen = seen[: limit - len(unseen)]
+    return np.sort(np.concatenate([unseen, seen]))
+
+
+def write_images(folder: Path, records: list[ImageRecord], params: Params, bits: int = 16) -> np.ndarray:
+    """Write images.npy, uint8 (N, S, S, 3), one image in memory at a time; returns it, mapped."""
+    size, limits = params.image.side, params.limits.image_limits().at_depth(bits)
+    images = new_array(folder / "images.npy", (len(records), size, size, 3), "uint8")
+    for row, record in enumerate(records):
+        images[row] = resize_image(read_image(record.path, limits), size)
+    return images
+
+
+def write_nsa(folder: Path, images: np.ndarray, rows: np.ndarray, category: str, params: Params) -> NsaParams | None:
+    """Settle how the category's natural synthetic anomalies are made, from the images `rows`, and show 64 of them.
+
+    Writes nsa.json (the settings, where each came from, what the samples measure, warnings) and nsa_sheet.png. Where no
+    patch fits in the images, says so, writes no sheet and returns None; UserError where the paper has no such category.
+    """
+    good = [np.ascontiguousarray(images[row]) for row in spread(rows)]
+    try:
+        chosen, report = nsa_params_of(params.nsa, good, category, params.seed)
+        pictures = [prepare(image, chosen) for image in good]
+    except NoPatchError as error:
+        print(f"{category}: {error}", file=sys.stderr)
+        write_json(folder / FILE, {"params": None, "warnings": [str(error)]})
+        return None
+    keys = SampleKeys.of(params.seed, category, SHEET_EPOCH, np.arange(SHEET_SAMPLES))
+    samples = nsa_batch(pictures, keys, chosen)
+    warnings = sample_warnings(pictures, samples, category)
+    for warning in warnings:
+        print(warning, file=sys.stderr)
+    contact_sheet(
+        [sample.image for sample in samples],
+        [f"{sample.mask.mean():.1%} changed" if sample.changed else "unchanged" for sample in samples],
+        folder / "nsa_sheet.png",
+        title=f"{category}: natural synthetic anomalies",
+        masks=[sample.mask for sample in samples],
+        tile=SHEET_TILE,
+    )
+    content = {**report, "params": asdict(chosen), "samples": sample_statistics(samples), "warnings": warnings}
+    write_json(folder / FILE, content)
+    return chosen
+
+
+def write_exam(
+    folder: Path, images: np.ndarray, source: np.ndarray, category: str, params: Params, nsa: NsaParams | None
+) -> None:
+    """Write exam_images.npy, uint8 (K, M, S, S, 3), and exam_masks.npy, bool (K, M, S, S)."""
+    good = np.ascontiguousarray(images[source])  # (M, S, S, 3); M is bounded by synthesis.exam_images
+    samples = new_array(folder / "exam_images.npy", (len(EXAM_KINDS), *good.shape), "uint8")
+    masks = new_array(folder / "exam_masks.npy", (len(EXAM_KINDS), *good.shape[:3]), "bool")
+    workers = params.threads if good[..., 0].size >= DEAR else 0
+    makers = exam_makers(good, category, params, nsa)
+    for row, kind in enumerate(EXAM_KINDS):
+        fill_pool((samples[row], masks[row]), makers[kind], workers=workers)
+
+
+def draw_sheet(folder: Path, images: np.ndarray, source: np.ndarray) -> None:
+    """Draw contact_sheet.png: a row of good images, then a row of each kind of sample made from them."""
+    samples = np.load(folder / "exam_images.npy", mmap_mode="r", allow_pickle=False)
+    count = min(SHEET_SOURCES, len(source))
+    tiles = [np.asarray(images[row]) for row in source[:count]]
+    captions = ["good"] * count
+    for kind, name in enumerate(EXAM_KINDS):
+        tiles += [np.asarray(sample) for sample in samples[kind, :count]]
+        captions += [name] * count
+    contact_sheet(tiles, captions, folder / "contact_sheet.png", columns=count)
+
+
+def exam_makers(good: np.ndarray, category: str, params: Params, nsa: NsaParams | None) -> dict[str, SampleMaker]:
+    """For each kind of sample, what makes it from the good images (M, S, S, 3) uint8 of these numbers.
+
+    Without settings of NSA its samples are the good images themselves, with empty masks.
+    """
+    pictures = [prepare(image, nsa) for image in good] if nsa else []
+    patch, scar = patch_params(params.synthesis), scar_params(params.synthesis)
+    # small boxes of the image's mean colour are seen on a texture too, where a pasted piece of itself is not
+    cutout = cutpaste.CutoutParams(area=CUTOUT_AREA)
+
+    def keys_of(numbers: np.ndarray) -> SampleKeys:
+        return SampleKeys.of(params.seed, category, EXAM_EPOCH, numbers)
+
+    def images_of(numbers: np.ndarray) -> Tensor:
+        return as_tensor(good[numbers])
+
+    def natural(numbers: np.ndarray) -> Samples:
+        if nsa is None:
+            return good[numbers], np.zeros((len(numbers), *good.shape[1:3]), bool)
+        made = nsa_batch(pictures, keys_of(numbers), nsa)
+        return np.stack([sample.image for sample in made]), np.stack([sample.mask for sample in made])
+
+    return {
+        "cutpaste": lambda numbers: _as_arrays(cutpaste.cutpaste(images_of(numbers), keys_of(numbers), patch)),
+        "scar": lambda numbers: _as_arrays(cutpaste.scar(images_of(numbers), keys_of(numbers), scar)),
+        "nsa": natural,
+        "cutout": lambda numbers: _as_arrays(cutpaste.cutout(images_of(numbers), keys_of(numbers), cutout)),
+    }
+
+
+def _as_arrays(made: cutpaste.Synthetic) -> Samples:
+    return made.images.permute(0, 2, 3, 1).numpy(), made.masks.numpy()
+
+
+if __name__ == "__main__":
+    run_stage(main, READS)

@@ -1,0 +1,4 @@
+"""Runs in MLflow: their identity, figures and pictures, kept while the server is away.
+
+It may use detection and below.
+"""

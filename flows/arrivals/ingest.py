@@ -1,0 +1,46 @@
+"""The flow that takes in new images: `flows.arrivals.steps` as Prefect tasks; one category's failure stops no other."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import Task, flow
+
+from components.arrivals.batch import Batch
+from components.arrivals.inbox import open_source
+from components.foundation.errors import UserError, os_error_sentence
+from components.foundation.params import Params, load_params
+from flows.arrivals.steps import Step, awaited, ingest_category, said_of_strays
+from flows.data.git import may_pass
+
+
+@flow(name="flawline-ingest", flow_run_name="ingest", validate_parameters=False)
+def ingest(source: str | None = None, categories: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Take in what lies in an inbox; one summary per batch, or with the keys category and error where one failed.
+
+    source: `ingest.source` of params.yaml if None. categories: those that something has arrived for if None.
+    """
+    params = load_params()
+    inbox = open_source(source or params.ingest.source)
+    summaries: list[dict[str, Any]] = []
+    for category in categories or awaited(inbox, params):
+        try:
+            summaries += ingest_category(category, inbox, params, _as_task)
+        except UserError as error:
+            summaries.append({"category": category, "error": str(error)})
+        except OSError as error:
+            summaries.append({"category": category, "error": os_error_sentence(error)})
+    if categories is None and (sentence := said_of_strays(inbox)):
+        summaries.append({"category": "", "error": sentence})
+    return summaries
+
+
+def _as_task(step: Step, batch: Batch, params: Params) -> Any:
+    own: Task[..., Any] = Task(
+        step,
+        name=step.__name__,
+        task_run_name=f"{step.__name__}@{batch.category}",
+        retries=5,
+        retry_delay_seconds=3,
+        retry_condition_fn=may_pass,
+    )
+    return own(batch, params)

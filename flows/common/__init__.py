@@ -1,0 +1,4 @@
+"""What all flows stand on: environment, lifetime of processes, the Prefect server.
+
+It may use no other room of flows.
+"""

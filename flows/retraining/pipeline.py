@@ -1,0 +1,226 @@
+"""The flow: for each category the stages in order, then register and promote; one category's failure stops no other."""
+
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+
+from prefect import flow, get_run_logger, runtime, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.exceptions import MissingContextError
+
+from components.foundation.errors import ServerError, UserError, os_error_sentence
+from components.foundation.files import read_json
+from components.foundation.names import check_category_names
+from components.foundation.params import Params, load_params
+from components.foundation.places import Places
+from components.registry import versions as registry
+from components.registry.gate import missing_for_first
+from components.tracking import runs as tracking
+from components.tracking.fingerprint import shown_params, written_params
+from flows.common.lifetime import end_in_order, ended_first
+from flows.data.git import BusyError, may_pass
+from flows.retraining import summary, unregistered
+from flows.retraining.running import running, settled_params, to_stderr
+from flows.retraining.stages import STAGES, StageFailedError, reproduce, target_of
+from flows.retraining.warm_stages import warm_stages
+
+
+@task(name="demo data")
+def make_demo_data() -> None:
+    """Build the demo data set, the same bytes each time; as a stage it would be in every other project's way."""
+    from components.data.demo import main
+
+    main(load_params())
+
+
+@task(task_run_name="{stage}@{category}", retries=5, retry_delay_seconds=3, retry_condition_fn=may_pass)
+def run_stage(stage: str, category: str, force: bool = False) -> bool:
+    """Run one DVC stage; True if it ran, False if it was up to date."""
+    return reproduce(target_of(stage, category), force=force)
+
+
+@task(task_run_name="register@{category}", retries=2, retry_delay_seconds=3)
+def register(category: str) -> int:
+    """Register the category's capsule in MLflow; the number of its version."""
+    places = Places(category)
+    metrics = read_json(places.figures)
+    figures = {name: metrics[name] for name in FIGURES if metrics[name] is not None}
+    run_id = tracking.find_run(metrics["capsule_digest"])
+    return registry.register(category, places.capsule, run_id, figures, metrics["method"], metrics["by_kind"]).number
+
+
+@task(task_run_name="promote@{category}", retries=2, retry_delay_seconds=3)
+def promote(category: str, version: int) -> str:
+    """Make the first version of a category its champion if it has what `gate.first` asks; a later one stays challenger.
+
+    Returns what became of it, in words.
+    """
+    champion = registry.champion(category)
+    if champion is not None:
+        return f"is the {registry.CHAMPION if champion.number == version else registry.CHALLENGER}"
+    places = Places(category)
+    report = read_json(places.validation / "report.json")
+    missing = missing_for_first(places.capsule, report, load_params().gate.first)
+    if missing:
+        registry.note_verdict(category, version, f"{registry.CHALLENGER}: {'; '.join(missing)}")
+        return (
+            f"stays the {registry.CHALLENGER}, with too little behind it to serve unseen: {'; '.join(missing)}. Add "
+            "good images, or lower the floor in params.yaml, and run again"
+        )
+    registry.promote(category, version, "first version")
+    return f"is the {registry.CHAMPION}"
+
+
+WAIT = 3600.0  # seconds that a scheduled retraining waits for another run in the project
+FIGURES = ("image_auroc", "pixel_auroc", "aupro", "f1", "false_alarm_rate", "exam_mark")
+
+
+def _flow_run_name() -> str:
+    return f"retrain {', '.join(runtime.flow_run.parameters['categories'])}"
+
+
+@flow(name="flawline-retrain", flow_run_name=_flow_run_name, validate_parameters=False)
+def retrain(categories: Sequence[str], force: bool = False, with_demo: bool = False) -> list[str]:
+    """Bring every category to a registered version; returns the categories that failed.
+
+    categories: names, each a folder in `data.root`. force: run stages whose inputs did not change as well.
+    with_demo: build the demo data set first.
+    """
+    check_category_names(categories)
+    with running(f"retraining of {', '.join(categories)}", WAIT, _say), settled_params(_say) as params:
+        return _retrain(categories, params, force, with_demo)
+
+
+def _retrain(categories: Sequence[str], params: Params, force: bool, with_demo: bool) -> list[str]:
+    with warm_stages(params.thread_variables):
+        if with_demo:
+            make_demo_data()
+        parent = tracking.start_parent_run(
+            _run_name(categories), categories, shown_params(params), written_params(params), _flow_run()
+        )
+        os.environ[tracking.PARENT_VARIABLE] = parent.run_id
+        end_in_order()
+        with ended_first(partial(tracking.cut_short_parent_run, parent)):
+            try:
+                catch_up(except_for=categories)
+                outcomes = {category: _outcome_of(category, force) for category in categories}
+            except BaseException:  # such as Ctrl-C
+                tracking.cut_short_parent_run(parent)
+                raise
+    failed = [category for category, outcome in outcomes.items() if isinstance(outcome, str)]
+    for category in failed:  # what has a model has its report in its own run
+        _attach_report(parent, category)
+    _summarise(parent, outcomes, params)
+    tracking.finish_parent_run(parent, succeeded=not failed)
+    return failed
+
+
+def run_category(category: str, force: bool = False) -> int:
+    """All stages of one category, then register and promote; the number of the version."""
+    for stage in STAGES:
+        begun = time.monotonic()
+        ran = run_stage(stage, category, force)
+        _say(f"{category}: {stage} {f'done in {time.monotonic() - begun:.0f} s' if ran else 'is up to date'}")
+    try:
+        version = register(category)
+        _say(f"{category}: version {version} {promote(category, version)}")
+    except ServerError as error:
+        unregistered.note(category)
+        raise UserError(
+            f"computed, but not registered: {error} The model is registered by the next `flawline run`, or "
+            "`flawline status`, that reaches it."
+        ) from error
+    unregistered.forget(category)
+    return version
+
+
+def catch_up(except_for: Sequence[str] = ()) -> None:
+    """Register what earlier runs computed while MLflow was away, and send the records that wait for it.
+
+    except_for: categories that are registered anyhow. Whatever fails is said, and stays for the next time.
+    """
+    with tracking.suppress_tracking_failure():
+        tracking.send_kept_records()
+    for category in unregistered.categories():
+        try:
+            if category not in except_for and unregistered.is_current(category):
+                version = register.fn(category)
+                _say(f"{category}: version {version} {promote.fn(category, version)}, registered late")
+                unregistered.forget(category)
+        except (UserError, OSError) as error:
+            _say(f"{category}: still not registered: {error}")
+
+
+def _outcome_of(category: str, force: bool) -> int | str:
+    """The version that a category came to, or why it came to none, which is said."""
+    try:
+        return run_category(category, force)
+    except StageFailedError as error:
+        reason = f"stopped at {error}"
+    except BusyError as error:
+        reason = f"stopped, as {error}"
+    except UserError as error:
+        reason = str(error)
+    except OSError as error:
+        reason = os_error_sentence(error)
+    _say(f"{category}: {reason}")
+    return reason
+
+
+def _summarise(parent: tracking.Run, outcomes: Mapping[str, int | str], params: Params) -> None:
+    """Tell the parent run and Prefect's page of the flow run what the categories came to."""
+    numbers = {name: outcome if isinstance(outcome, int) else None for name, outcome in outcomes.items()}
+    try:
+        made = summary.versions_made(numbers)
+        data = summary.data_used(made, params)
+    except (UserError, OSError) as error:
+        _say(f"The retraining's own run in MLflow has no table of what came of it: {error}")
+        return
+    if parent.is_tracked:
+        parent.log_metrics(summary.mean_figures(made))
+        parent.set_tags({tracking.NOTE: summary.as_markdown(made), **summary.verdict_tags(made)})
+        parent.log_data(data)
+    reasons = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, str)}
+    _show_in_prefect(summary.as_page(made, reasons, parent.run_id))
+
+
+def _show_in_prefect(page: str) -> None:
+    """Keep the page beside the flow run, as an artifact."""
+    if runtime.flow_run.id is None:
+        return
+    from httpx import HTTPError
+
+    try:
+        create_markdown_artifact(page, key="retraining", description="What the categories came to.")
+    except HTTPError as error:
+        _say(f"Prefect did not take the table of what came of this retraining ({type(error).__name__}).")
+
+
+def _attach_report(run: tracking.Run, category: str) -> None:
+    folder = Places(category).validation
+    if folder.is_dir():
+        run.log_figure_files(folder, folder=f"validation/{category}")
+
+
+def _flow_run() -> str:
+    """The flow run that a server tries again when its process was killed; this one may be a part of it."""
+    return str(runtime.flow_run.root_flow_run_id or runtime.flow_run.id or "")
+
+
+def _run_name(categories: Sequence[str]) -> str:
+    return f"retrain {' '.join(categories)} {datetime.now(UTC):%Y-%m-%d %H:%M}"
+
+
+def _say(sentence: str) -> None:
+    """Say it on stderr, or where a worker runs the flow in the flow run's log, which its stderr shows too."""
+    try:
+        logger = get_run_logger()
+    except MissingContextError:
+        logger = None
+    if logger is not None and logger.isEnabledFor(logging.INFO):
+        logger.info(sentence)
+    else:
+        to_stderr(sentence)

@@ -1,0 +1,43 @@
+"""Which categories have a model that was computed while MLflow was away, and is to be registered once it is back."""
+
+from contextlib import suppress
+from pathlib import Path
+
+from components.foundation.files import read_json, write_json
+from components.foundation.places import Places
+
+FOLDER = Path(".flawline/unregistered")
+
+
+def note(category: str) -> None:
+    """Remember that the category's present capsule is to be registered."""
+    write_json(_path(category), {"capsule_digest": read_json(Places(category).figures)["capsule_digest"]})
+
+
+def forget(category: str) -> None:
+    """The category's capsule is registered."""
+    _path(category).unlink(missing_ok=True)
+
+
+def categories() -> list[str]:
+    """All that are to be registered, sorted."""
+    return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+def is_current(category: str) -> bool:
+    """Whether the capsule that is to be registered is still the one that lies there; another one is nobody's wish."""
+    places = Places(category)
+    with suppress(FileNotFoundError, ValueError, LookupError, TypeError):  # a damaged one is no one's either
+        wanted = read_json(_path(category))["capsule_digest"]
+        if (
+            wanted
+            == read_json(places.figures)["capsule_digest"]
+            == read_json(places.capsule / "capsule.json")["digest"]
+        ):
+            return True
+    forget(category)
+    return False
+
+
+def _path(category: str) -> Path:
+    return FOLDER / f"{category}.json"

@@ -1,0 +1,123 @@
+"""Features are those of the rows asked for, whether they were kept, made anew, averaged to a grid, or of copies."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from components.detection import feature_bank
+from components.detection.copies import copies_of
+from components.detection.detector import Composition, arrange
+from components.detection.feature_bank import FeatureBank
+from components.foundation.draws import SampleKeys
+from components.foundation.params import BackboneParams
+from components.images.tensors import as_tensor
+from components.learning.backbone import Encoder, build_encoder
+from components.synthesis.prepared import Prepared
+
+SIDE, IMAGES = 64, 21
+HEAD_ONLY = Composition("pretrained", ("head",), "image")
+DENSE = Composition("pretrained", ("b1", "b3"), "shared", grid=4)
+WHOLE = Composition("pretrained", ("b1",), "image")
+
+
+class Counting(Encoder):
+    """An encoder that counts the images it has seen."""
+
+    seen = 0
+
+    def features(self, images: Tensor, levels: Sequence[str]) -> dict[str, Tensor]:
+        self.seen += len(images)
+        return super().features(images, levels)
+
+
+@pytest.fixture
+def encoder() -> Counting:
+    made = build_encoder(BackboneParams(name="lcnet_035", weights="none"), seed=0)
+    made.__class__ = Counting
+    return made  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Prepared:
+    generator = np.random.default_rng(0)
+    shape = (IMAGES, SIDE, SIDE, 3)
+    return Prepared(
+        category="bolt",
+        seed=0,
+        data_digest="d",
+        names=tuple(f"{i}.png" for i in range(IMAGES)),
+        held_out=np.arange(IMAGES) % 3 == 0,
+        images=generator.integers(0, 256, shape, dtype=np.uint8),
+        exam_source=np.arange(IMAGES),
+        exam_kinds=("patch",),
+        exam_images=generator.integers(0, 256, (1, *shape), dtype=np.uint8),
+        exam_masks=np.zeros((1, *shape[:3]), bool),
+    )
+
+
+@pytest.fixture(params=["kept", "not kept"])
+def keeps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether there are few enough images to keep their features."""
+    if request.param == "not kept":
+        monkeypatch.setattr(feature_bank, "HELD_MOST", IMAGES - 1)
+    return request.param == "kept"
+
+
+def expected(encoder: Encoder, images: np.ndarray, levels: tuple[str, ...]) -> dict[str, Tensor]:
+    with torch.no_grad():
+        return encoder.features(as_tensor(images), levels)
+
+
+def close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert list(found) == list(wanted)
+    for level, value in wanted.items():
+        torch.testing.assert_close(found[level], value, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_in_any_order_and_twice(encoder: Encoder, prepared: Prepared, keeps: bool) -> None:
+    bank = FeatureBank("pretrained", encoder, prepared, [WHOLE, HEAD_ONLY])
+    for rows in (np.array([3, 1]), np.array([20, *range(17)]), np.array([2, 2])):
+        close(bank.of(rows), expected(encoder, prepared.images[rows], ("b1", "head")))
+
+
+def test_each_image_passes_the_network_once_where_features_are_kept(encoder: Counting, prepared: Prepared) -> None:
+    bank = FeatureBank("pretrained", encoder, prepared, [DENSE])
+    before = encoder.seen
+    for rows in (np.arange(5), np.arange(3, 9), np.arange(9)):
+        bank.of(rows)
+        bank.of_copies(rows, 2, "geometric")
+    assert encoder.seen - before == 9 * (1 + 2)
+
+
+def test_a_level_finer_than_the_grid_is_arranged_as_it_would_be_itself(encoder: Encoder, prepared: Prepared) -> None:
+    rows = np.arange(IMAGES)
+    found = FeatureBank("pretrained", encoder, prepared, [DENSE, HEAD_ONLY]).of(rows)
+    assert {level: value.shape[-1] for level, value in found.items()} == {"b1": 4, "b3": 4, "head": encoder.width}
+    whole = expected(encoder, prepared.images, ("b1", "b3"))
+    np.testing.assert_allclose(arrange(found, DENSE), arrange(whole, DENSE), rtol=1e-4, atol=1e-5)
+
+
+def test_a_composition_of_whole_levels_gets_them_whole(encoder: Encoder, prepared: Prepared) -> None:
+    found = FeatureBank("pretrained", encoder, prepared, [DENSE, WHOLE]).of(np.arange(2))
+    assert found["b1"].shape[-1] == SIDE // encoder.strides["b1"]
+
+
+def test_copies_come_first_copies_first(encoder: Encoder, prepared: Prepared, keeps: bool) -> None:
+    bank = FeatureBank("pretrained", encoder, prepared, [WHOLE])
+    bank.of_copies(np.arange(4), 3, "photometric")
+    rows = np.array([7, 2])
+    made = [
+        copies_of(as_tensor(prepared.images[[row]]), SampleKeys.of(0, "bolt", 0, [row]), 3, "photometric")
+        for row in rows
+    ]  # each (3, 3, S, S)
+    images = torch.stack(made, dim=1).flatten(0, 1).permute(0, 2, 3, 1).numpy()
+    close(bank.of_copies(rows, 3, "photometric"), expected(encoder, images, ("b1",)))
+
+
+def test_samples_are_those_of_their_kind(encoder: Encoder, prepared: Prepared) -> None:
+    rows = np.array([4, 0])
+    found = FeatureBank("pretrained", encoder, prepared, [HEAD_ONLY]).of_samples(0, rows)
+    close(found, expected(encoder, prepared.exam_images[0][rows], ("head",)))

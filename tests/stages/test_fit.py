@@ -1,0 +1,312 @@
+"""What `fit` in params.yaml asks for is what is fitted, scores, and comes back from the capsule."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+
+from components.density.gaussian import Covariance, GaussianDensity, GaussianScorer, Layout
+from components.density.kernel import KernelScorer
+from components.density.levelwise import LevelwiseScorer
+from components.detection.capsule import Capsule, load_capsule, save_capsule
+from components.detection.compositions import candidates, pooled
+from components.detection.detector import Composition, MapKind, arrange
+from components.detection.exam import fold_numbers
+from components.detection.feature_bank import FeatureBank
+from components.foundation.errors import UserError
+from components.foundation.params import BackboneParams, FitParams, Params, parse_params
+from components.learning.backbone import Encoder, build_encoder
+from components.learning.head import projection_head, save_head
+from components.stages.fit import (
+    choose,
+    fit_detector,
+    fit_to_all,
+    golden_images,
+    learns_held_out,
+    load_heads,
+    make_banks,
+    make_capsule,
+)
+from components.synthesis.methods import PRETRAINED
+from components.synthesis.prepared import Prepared
+from tests.project import TINY, Project, surface
+
+SIZE, IMAGES = 64, 24
+BACKBONE = BackboneParams(name="lcnet_035", weights="none")
+
+
+def params_of(**fit: Any) -> Params:
+    content = {
+        "method": "pretrained",
+        "data": TINY["data"],
+        "image": {"side": SIZE},
+        "backbone": BACKBONE.model_dump(),
+    }
+    return parse_params({**content, "fit": {"folds": 2, **fit}}, "my.yaml")
+
+
+def refusal(**fit: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        params_of(**fit)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return build_encoder(BACKBONE, seed=0)
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Prepared:
+    """Waved surfaces, and samples with a bright square in each."""
+    generator = np.random.default_rng(0)
+    images = np.stack([np.pad(surface(generator), ((8, 8), (8, 8), (0, 0)), mode="edge") for _ in range(IMAGES)])
+    samples, masks = np.stack([images[::2]] * 2), np.zeros((2, IMAGES // 2, SIZE, SIZE), bool)
+    for kind, row in np.ndindex(2, IMAGES // 2):
+        top, left = generator.integers(8, SIZE - 24, 2)
+        masks[kind, row, top : top + 16, left : left + 16] = True
+        samples[kind, row][masks[kind, row]] = (235, 60, 60) if kind else 235
+    return Prepared(
+        category="bolt",
+        seed=0,
+        data_digest="d",
+        names=tuple(f"{i}.png" for i in range(IMAGES)),
+        held_out=np.arange(IMAGES) % 4 == 2,
+        images=images,
+        exam_source=np.arange(0, IMAGES, 2),
+        exam_kinds=("patch", "scar"),
+        exam_images=samples,
+        exam_masks=masks,
+    )
+
+
+def fitted(encoder: Encoder, prepared: Prepared, params: Params, folder: Path) -> Capsule:
+    """A capsule as stage fit makes it, through its files and back."""
+    heads = load_heads(folder, "bolt", params)
+    banks = make_banks({PRETRAINED: encoder}, prepared, params)
+    choice = choose(banks, params)
+    refit = learns_held_out(prepared, params)
+    served = fit_detector(choice, banks, prepared, params, heads, refit)
+    capsule = make_capsule(served, choice, prepared, params)
+    save_capsule(capsule, golden_images(prepared), folder / "capsule")
+    return load_capsule(folder / "capsule")
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "kernel": {"density": "kernel"},
+    "kernel of levels": {"density": "kernel", "levels": ["b2", "b3"], "combine": "sum"},
+    "location": {"layout": "location", "covariance": "ridge", "levels": ["b3", "b1"]},
+    "shared sum": {"layout": "shared", "combine": "sum", "covariance": "oas"},
+    "pooled": {"layout": "pooled"},
+    "image": {"layout": "image", "levels": ["b3"], "gradcam_level": "b2"},
+    "photometric": {"copies": "photometric", "layout": "shared"},
+    "gradcam": {"map": "gradcam"},
+    "gradcam-logit": {"map": "gradcam-logit", "covariance": "empirical"},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_capsule_is_made_as_asked_scores_and_finds_the_defect(
+    encoder: Encoder, prepared: Prepared, tmp_path: Path, name: str
+) -> None:
+    save_head(projection_head(encoder.width, (8,), 3, seed=0).eval(), tmp_path)
+    capsule = fitted(encoder, prepared, params_of(**OPTIONS[name]), tmp_path)
+    asked = FitParams(**OPTIONS[name])
+    for part in capsule.detector.parts:
+        made = part.composition
+        assert asked.layout in ("auto", made.layout)
+        assert asked.covariance in ("auto", made.covariance)
+        assert (made.estimator == "kernel") == (asked.density == "kernel")
+        assert not asked.levels or set(made.levels) == set(asked.levels)
+        assert bool(made.widths) == (asked.combine == "sum")
+        assert (made.copy_kind == "photometric") == (asked.copies == "photometric")
+    good, bad = np.asarray(prepared.images), np.asarray(prepared.exam_images[0])
+    scores, maps = capsule.score(np.concatenate([good, bad]))
+    assert np.median(scores[IMAGES:]) > np.median(scores[:IMAGES])
+    assert np.ptp(maps[IMAGES:], axis=(1, 2)).min() > 0
+    if "kernel" not in name and "logit" not in name:  # a random network's few images and a random head point nowhere
+        inside = maps[IMAGES:][prepared.exam_masks[0]].mean()
+        assert inside > maps[IMAGES:][~prepared.exam_masks[0]].mean()
+
+
+def test_the_parts_hold_what_was_asked_for(encoder: Encoder, prepared: Prepared, tmp_path: Path) -> None:
+    kinds = {"kernel": KernelScorer, "kernel of levels": LevelwiseScorer, "image": GaussianScorer}
+    for name, kind in kinds.items():
+        capsule = fitted(encoder, prepared, params_of(**OPTIONS[name]), tmp_path)
+        assert [type(part.scorer) for part in capsule.detector.parts] == [kind]
+        assert [(part.for_image, part.for_map) for part in capsule.detector.parts] == [(True, True)]
+        assert not capsule.detector.heads
+
+
+def test_a_capsule_carries_the_head_whose_logit_it_shows(encoder: Encoder, prepared: Prepared, tmp_path: Path) -> None:
+    head = projection_head(encoder.width, (8,), 3, seed=0).eval()
+    save_head(head, tmp_path)
+    capsule = fitted(encoder, prepared, params_of(map="gradcam-logit"), tmp_path)
+    assert (tmp_path / "capsule" / "encoders" / PRETRAINED / "head.safetensors").is_file()
+    assert capsule.detector.heads.keys() == {PRETRAINED}
+    for name, value in head.state_dict().items():
+        np.testing.assert_array_equal(capsule.detector.heads[PRETRAINED].state_dict()[name], value)
+
+
+def test_the_logit_of_no_head_is_refused(encoder: Encoder, prepared: Prepared, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="none fits what was kept for bolt"):
+        fitted(encoder, prepared, params_of(map="gradcam-logit"), tmp_path)
+
+
+# The family ----------------------------------------------------------------------------------------------------------
+
+
+def family(encoder: Encoder, images: int = 300, **fit: Any) -> list[Any]:
+    return candidates("e", encoder, 128, images, params_of(**fit).fit)
+
+
+def test_nothing_chosen_is_the_whole_family(encoder: Encoder) -> None:
+    assert family(encoder) == candidates("e", encoder, 128, 300)
+    assert {(c.layout, c.covariance) for c in family(encoder)} == {
+        ("location", "low-rank"), ("shared", "ridge"), ("image", "ledoit-wolf"),
+    }  # fmt: skip
+    assert {(c.estimator, c.map, c.widths, c.copies) for c in family(encoder)} == {("gaussian", "dense", (), 0)}
+
+
+def test_given_levels_replace_the_sets_of_levels(encoder: Encoder) -> None:
+    found = family(encoder, levels=["b3", "b2"])
+    assert {c.levels for c in found} == {("b2", "b3")}
+    assert [c.layout for c in found] == ["location", "shared", "image"]
+    whole = {c.levels: c.factors for c in family(encoder) if c.is_dense}
+    levels = next(levels for levels in whole if set(levels) < set(encoder.levels))
+    assert {c.factors for c in family(encoder, levels=list(levels)) if c.is_dense} == {whole[levels]}
+
+
+def test_the_pooled_feature_among_the_levels_goes_with_images_only(encoder: Encoder) -> None:
+    (found,) = family(encoder, levels=["head", "b3"])
+    assert (found.levels, found.layout, found.map) == (("b3", "head"), "image", "gradcam")
+    assert found.cam_level == list(encoder.blocks)[-1]
+
+
+def test_gradcam_looks_at_the_deepest_block_that_counts(encoder: Encoder) -> None:
+    last = list(encoder.blocks)[-1]
+    assert [c.cam_level for c in family(encoder, map="gradcam")] == [last]
+    assert [c.cam_level for c in family(encoder, map="gradcam", levels=["b1", "b2"])] == ["b2"]
+    assert [c.cam_level for c in family(encoder, map="gradcam-logit", levels=["b1"])] == [last]
+    assert [c.cam_level for c in family(encoder, map="gradcam", gradcam_level="b1")] == ["b1"]
+
+
+def test_every_name_tells_its_composition_from_all_others(encoder: Encoder) -> None:
+    everything = {c for fit in OPTIONS.values() for c in family(encoder, **fit)} | set(family(encoder, 50))
+    assert len({c.name for c in everything}) == len(everything)
+
+
+@pytest.mark.parametrize("copies", ["none", "geometric", "photometric"])
+def test_copies_hold_for_all(encoder: Encoder, copies: str) -> None:
+    for images in (50, 300):
+        found = family(encoder, images, copies=copies)
+        assert len(found) == len(family(encoder))
+        assert {bool(c.copies) for c in found} == {copies != "none"}
+        assert copies == "none" or {c.copy_kind for c in found} == {copies}
+
+
+def test_unknown_levels_are_named_with_the_known_ones(encoder: Encoder) -> None:
+    with pytest.raises(UserError, match=r"fit\.levels .* names b9, b12, which lcnet_035 does not have: .*b0, b1"):
+        family(encoder, levels=["b1", "b9", "b12"])
+    with pytest.raises(UserError, match=r"fit\.gradcam_level .* names head, which"):
+        family(encoder, map="gradcam", gradcam_level="head")
+    with pytest.raises(UserError, match=r"gradcam_level b3 .* lies deeper than fit\.levels b1, b2: choose b2"):
+        family(encoder, map="gradcam", levels=["b1", "b2"], gradcam_level="b3")
+
+
+@pytest.mark.parametrize(
+    ("fit", "said"),
+    [
+        (
+            {"density": "kernel", "layout": "location"},
+            "density kernel goes with layout image or auto only, not location",
+        ),
+        ({"density": "kernel", "covariance": "oas"}, "density kernel has no covariance"),
+        ({"map": "gradcam", "layout": "shared"}, "map gradcam goes with layout image or auto only, not shared"),
+        ({"levels": ["head"], "layout": "pooled"}, "the level head goes with layout image or auto only, not pooled"),
+        ({"layout": "image", "map": "dense"}, "layout image gives no dense map"),
+        ({"density": "kernel", "map": "dense"}, "density kernel gives no dense map"),
+    ],
+)
+def test_what_does_not_go_together_is_said(fit: dict[str, Any], said: str) -> None:
+    assert said in refusal(**fit)
+
+
+def test_the_parameters_know_the_same_names_as_the_code() -> None:
+    def known(field: str) -> set[str]:
+        return set(get_args(FitParams.model_fields[field].annotation)) - {"auto"}
+
+    assert known("covariance") == set(get_args(Covariance))
+    assert known("layout") == set(get_args(Layout))
+    assert known("map") == set(get_args(MapKind))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")  # as the stages compute: a GradCAM is not the same with more, to 1e-4
+def test_the_stages_themselves_make_a_capsule_with_the_trained_heads_map(project: Project, tmp_path: Path) -> None:
+    """train writes the head, fit takes it, evaluate measures its map; then all again with a kernel density."""
+    copy = project.copy(tmp_path / "copy")
+    copy.set_params({"fit": {"map": "gradcam-logit"}})
+    for stage in ("validate", "synthesize", "train", "fit", "evaluate"):
+        done = copy.stage(stage, "widget")
+        assert done.returncode == 0, done.stderr
+    artifacts = copy.folder / "artifacts" / "widget"
+    assert (artifacts / "encoder" / "head.safetensors").is_file()
+    (part,) = load_capsule(artifacts / "capsule").detector.parts
+    assert part.composition.map == "gradcam-logit"
+    copy.set_params({"fit": {"map": "auto", "density": "kernel"}})
+    assert copy.stage("fit", "widget").returncode == 0
+    (part,) = load_capsule(artifacts / "capsule").detector.parts
+    assert (part.composition.estimator, part.composition.map) == ("kernel", "gradcam")
+
+
+def test_a_held_out_image_is_scored_by_a_density_of_all_images_but_its_fold(
+    encoder: Encoder, prepared: Prepared
+) -> None:
+    composition = replace(pooled(PRETRAINED, ("b3",)), covariance="ridge")
+    bank = FeatureBank(PRETRAINED, encoder, prepared, [composition])
+    scorers, found = fit_to_all([composition], {PRETRAINED: bank}, prepared, folds=2)
+    scorer, distances = scorers[composition], found[composition]
+    features = arrange(bank.of(np.arange(IMAGES)), composition)
+    numbers = fold_numbers(len(prepared.held_out_rows), 2, prepared.seed)
+    for row, fold, distance in zip(prepared.held_out_rows, numbers, distances, strict=True):
+        others = np.delete(features, prepared.held_out_rows[numbers == fold], axis=0)
+        density = GaussianDensity("image", "ridge", composition.ridge).fit(others)
+        np.testing.assert_allclose(distance, density.score(features[row][None])[0], rtol=1e-3)
+    everything = GaussianDensity("image", "ridge", composition.ridge).fit(features)
+    np.testing.assert_allclose(scorer.score(features), everything.score(features), rtol=1e-3)
+
+
+def test_without_refit_the_density_never_sees_a_held_out_image(
+    encoder: Encoder, prepared: Prepared, tmp_path: Path
+) -> None:
+    changed = np.array(prepared.images)
+    changed[prepared.held_out_rows] = 0
+    params = params_of(layout="shared", refit=False)
+    one, other = (
+        fitted(encoder, replace(prepared, images=images), params, tmp_path / name)
+        for name, images in (("one", np.asarray(prepared.images)), ("other", changed))
+    )
+    for mine, theirs in zip(one.detector.parts, other.detector.parts, strict=True):
+        for name, value in mine.scorer.arrays().items():
+            np.testing.assert_array_equal(value, theirs.scorer.arrays()[name])
+    assert "approximately" not in one.selection["threshold_guarantee"]
+
+
+def test_compositions_that_differ_in_rank_alone_are_fitted_once_to_the_same_scores(
+    encoder: Encoder, prepared: Prepared
+) -> None:
+    wide = Composition(PRETRAINED, ("b3",), "location", grid=2, covariance="low-rank", rank=5)
+    narrow = replace(wide, rank=3)
+    bank = FeatureBank(PRETRAINED, encoder, prepared, [wide])
+    together, by_fold = fit_to_all([narrow, wide], {PRETRAINED: bank}, prepared, folds=2)
+    assert list(together) == list(by_fold) == [narrow, wide]
+    features = arrange(bank.of(np.arange(IMAGES)), wide)
+    for composition in (narrow, wide):
+        alone, alone_by_fold = fit_to_all([composition], {PRETRAINED: bank}, prepared, folds=2)
+        found, expected = together[composition].score(features), alone[composition].score(features)
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+        np.testing.assert_allclose(by_fold[composition], alone_by_fold[composition], rtol=1e-4)
