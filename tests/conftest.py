@@ -29,7 +29,7 @@ _MLFLOW_VARIABLES = (
 @pytest.fixture(scope="session")
 def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow SQLite database with its tables: making them costs seconds, a copy costs none."""
-    from components.tracking.runs import prepare_environment
+    from components.tracking.connection import prepare_environment
 
     prepare_environment()
     from mlflow import MlflowClient

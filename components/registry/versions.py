@@ -6,7 +6,6 @@ aliases without looking, so every move of one happens under the project's own lo
 (`intended`) and after (`done`): a crash in between leaves one champion, and the next call completes the move.
 """
 
-import base64
 import json
 import shutil
 import tempfile
@@ -14,8 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,29 +21,25 @@ from components.foundation.files import held_lock, is_digest, new_directory
 from components.foundation.mlflow_store import database_of, database_uri
 from components.foundation.names import check_category_name, is_category_name
 from components.registry.journal import Kind, Move, append_move, champion_at, champion_before, now, read_moves
+from components.registry.packaging import save_model
 from components.registry.version_lookup import known_models, version_tag
-from components.tracking.runs import (
-    DATA_COMMIT,
-    DATA_VERSION,
-    GIT_COMMIT,
+from components.tracking.connection import (
     NOTE,
     STATE,
-    VERDICT,
     connect,
-    prepare_environment,
     registry_uri,
     run_page,
     server_errors_explained,
     shown_uri,
     tracking_uri,
 )
+from components.tracking.git_tags import GIT_COMMIT
+from components.tracking.runs import DATA_COMMIT, DATA_VERSION, VERDICT
 
 if TYPE_CHECKING:
-    import pandas as pd
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
     from mlflow.entities.model_registry import ModelVersion
-    from mlflow.models import ModelSignature
 
 PREFIX = "flawline-"
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
@@ -55,12 +48,7 @@ MOST_VERSIONS = 2**31 - 1  # a larger number is none to MLflow's databases
 
 _DIGEST, _METHOD, _DATA, _THRESHOLD, _METRIC = "capsule_digest", "method", "data_digest", "threshold", "metric."
 _KINDS, _PROMISE, _COMMIT, _RUN_PAGE = "by_kind", "promise", "commit", "run_page"
-_CODE = Path(__file__).parents[1]
 _CAPSULE_PATH = "artifacts/capsule"
-_SERVING_PACKAGES = (
-    "mlflow", "torch", "torchvision", "timm", "safetensors", "numpy", "scipy", "pandas", "scikit-learn", "pillow",
-    "pydantic", "ruamel.yaml", "filelock", "requests",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -576,69 +564,6 @@ def _run_for_upload(client: "MlflowClient", experiment: str, name: str) -> str:
     run_id = str(client.create_run(experiment, run_name=f"register {name}").info.run_id)
     client.set_terminated(run_id, "FINISHED")
     return run_id
-
-
-def save_model(capsule_dir: Path, folder: Path) -> None:
-    """Write the MLflow model of a capsule: the capsule, the code that serves it, its packages' versions."""
-    prepare_environment()
-    import mlflow.pyfunc
-
-    with tempfile.TemporaryDirectory() as scratch:
-        capsule = Path(scratch) / "capsule"  # the name that the artifact's folder gets
-        shutil.copytree(capsule_dir, capsule)
-        mlflow.pyfunc.save_model(
-            str(folder),
-            python_model=str(_CODE / "registry" / "served_model.py"),
-            artifacts={"capsule": str(capsule)},
-            code_paths=[str(_CODE)],
-            signature=_signature(),
-            input_example=_example(),
-            pip_requirements=_requirements(),
-        )
-    for compiled in list(folder.rglob("__pycache__")):
-        shutil.rmtree(compiled)
-
-
-def _signature() -> "ModelSignature":
-    """Images as bytes (base64 in JSON) in; a row of figures out."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
-    from mlflow.types.schema import AnyType
-
-    outputs: list[ColSpec | TensorSpec] = [
-        ColSpec(DataType.string, "category"),
-        ColSpec(DataType.string, "capsule_digest"),
-        ColSpec(DataType.double, "image_score"),
-        ColSpec(DataType.boolean, "is_anomalous"),
-        ColSpec(DataType.double, "threshold"),
-        ColSpec(DataType.double, "p_value"),
-    ]
-    return ModelSignature(
-        inputs=Schema([ColSpec(AnyType(), "image", required=False)]),  # bytes, or base64 text
-        outputs=Schema(outputs),
-        params=ParamSchema([ParamSpec("return_map", DataType.boolean, False)]),
-    )
-
-
-def _example() -> "pd.DataFrame":
-    """One small grey image, as a client sends it."""
-    import pandas as pd
-    from PIL import Image
-
-    buffer = BytesIO()
-    Image.new("RGB", (32, 32), (128, 128, 128)).save(buffer, format="PNG")
-    return pd.DataFrame({"image": [base64.b64encode(buffer.getvalue()).decode()]})
-
-
-def _requirements() -> list[str]:
-    """What serving needs, in the versions that are installed, which are those of the lock."""
-    pinned = []
-    for name in _SERVING_PACKAGES:
-        try:
-            pinned.append(f"{name}=={version(name).partition('+')[0]}")
-        except PackageNotFoundError:
-            continue
-    return pinned
 
 
 def _ensure_model(client: "MlflowClient", name: str) -> None:

@@ -42,8 +42,9 @@ from components.foundation.runtime import use_threads
 from components.images.dataset import ImageRecord, list_category
 from components.images.decode import read_image, read_mask, resize_image, resize_mask
 from components.stages.door import run_stage
+from components.tracking.connection import FIGURES, KINDS, PICTURES, SUMMARY
 from components.tracking.fingerprint import learned_digest, open_category_run
-from components.tracking.runs import FIGURES, KINDS, PICTURES, SUMMARY, Run, finish_run
+from components.tracking.runs import Run, finish_run
 
 STEPS = 4  # pictures under each key
 

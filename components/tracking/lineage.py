@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from components.tracking.runs import ask_git
+from components.tracking.git_tags import ask_git
 
 
 @dataclass(frozen=True)

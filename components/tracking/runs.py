@@ -8,30 +8,38 @@ computed: without a reachable server a training goes on and gives the same files
 """
 
 import json
-import logging
 import os
-import re
-import subprocess
-import sys
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote
 
-from components.foundation.errors import ServerError
 from components.foundation.files import digest_of, sha256_file
-from components.foundation.mlflow_store import artifact_location, database_of, database_uri, follow_move
-from components.foundation.network import reach_loopback_directly, why_unreachable
 from components.tracking import open_runs, outbox
+from components.tracking.connection import (
+    CATEGORY,
+    NOTE,
+    connect,
+    experiment_id,
+    experiment_name,
+    is_tracking_failure,
+    offer_views,
+    prepare_environment,
+    reason,
+    say,
+    server_errors_explained,
+    shown_uri,
+    tracking_uri,
+)
+from components.tracking.git_tags import source_tags
 from components.tracking.names import fit_name
-from components.tracking.views import MODELS, view_page, view_tags
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,13 +49,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Point = tuple[str, float, int, int]  # of a metric: name, value, time in ms, step
-STATE = Path(".flawline")
 CODE = Path(__file__).parents[1]
-CODE_PATHS = ("components", "flows", "params.yaml", "dvc.yaml", "pyproject.toml", "requirements.lock")
 
 IDENTITY = "flawline.identity"
 ATTEMPT = "flawline.attempt"
-CATEGORY = "flawline.category"
 METHOD = "flawline.method"
 STAGE = "flawline.stage"
 DATA_DIGEST = "flawline.data_digest"
@@ -56,24 +61,9 @@ VERDICT = "verdict"
 CAPSULE_DIGEST = "flawline.capsule_digest"
 BYTES_AGREE = "flawline.bytes_agree"
 COMPARED_WITH = "flawline.compared_with"
-GIT_DIRTY = "flawline.git_dirty"
-GIT_COMMIT = "mlflow.source.git.commit"
 PARENT_RUN = "mlflow.parentRunId"
 FLOW_RUN = "flawline.flow_run"
 PARENT_VARIABLE = "FLAWLINE_PARENT_RUN"
-SOURCE_NAME, SOURCE_TYPE = "mlflow.source.name", "mlflow.source.type"
-NOTE = "mlflow.note.content"  # what the UI shows as description
-# Groups of metrics become sections of a page, sorted by name: the summary comes first.
-FIGURES, KINDS, PICTURES = "figures", "kinds", "pictures"
-COLUMNS = ("image_auroc", "pixel_auroc", "aupro", "false_alarm_rate", "threshold")
-SUMMARY = (*COLUMNS, "f1", "exam_mark")
-# Without its kind the UI takes an experiment for one of language models, and shows traces instead of runs.
-_EXPERIMENT_TAGS = {
-    "mlflow.experimentKind": "custom_model_development",
-    NOTE: "A retraining is a run; the runs inside it, one for each category, have figures, curves and pictures. "
-    "The menu *Views* shows figures, method, data version and verdict as columns.",
-    **view_tags([f"{FIGURES}/{name}" for name in COLUMNS], f"tags.`{CATEGORY}` != ''"),
-}
 
 _FLUSH_SECONDS = 5.0
 _FLUSH_POINTS = 500
@@ -116,94 +106,6 @@ def code_digest(folder: Path = CODE) -> str:
     return digest_of(
         [[path.relative_to(folder).as_posix(), sha256_file(path)] for path in sorted(folder.rglob("*.py"))]
     )
-
-
-def tracking_uri() -> str:
-    """Where MLflow keeps its records: `MLFLOW_TRACKING_URI`, or SQLite in `.flawline/mlflow` of the current folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or database_uri(STATE.parent)
-
-
-def registry_uri() -> str:
-    """Where the registered models are: `MLFLOW_REGISTRY_URI`, or else the tracking server."""
-    return os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri()
-
-
-def experiment_name() -> str:
-    """The experiment of all runs: `MLFLOW_EXPERIMENT_NAME`, or "flawline"."""
-    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or "flawline"
-
-
-def prepare_environment() -> None:
-    """Set, before MLflow is imported, what keeps it quiet and impatient; what the user has set stays."""
-    for name, value in {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "true",
-        "MLFLOW_LOGGING_LEVEL": "WARNING",
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
-        "GIT_PYTHON_REFRESH": "quiet",
-    }.items():
-        os.environ.setdefault(name, value)
-    reach_loopback_directly()
-
-
-def connect() -> tuple["MlflowClient", str]:
-    """A client and the id of the experiment, which is made where it does not exist.
-
-    Raises requests' ConnectionError within 15 s where no server answers, and else what MLflow raises.
-    """
-    prepare_environment()
-    if reason := why_unreachable(tracking_uri()):
-        from requests.exceptions import ConnectionError
-
-        raise ConnectionError(reason)
-    from mlflow import MlflowClient
-
-    # Its tracebacks come on top of the exceptions, which are said in one sentence here.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    with _database_lock():  # two processes must not both create the tables of a new SQLite file
-        if _is_own_database():
-            follow_move(STATE.parent)
-        client = MlflowClient(tracking_uri=tracking_uri(), registry_uri=registry_uri())
-        return client, _experiment_id(client, experiment_name())
-
-
-def experiment_page() -> str:
-    """The page of the runs, to be put after the address of an MLflow server."""
-    with server_errors_explained():
-        client, experiment = connect()
-        _offer_views(client, experiment)
-        return view_page(experiment, MODELS)
-
-
-def run_page(experiment: str, run_id: str) -> str:
-    """The page of a run, to be put after the address of an MLflow server."""
-    return f"/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
-
-
-@contextmanager
-def server_errors_explained() -> Iterator[None]:
-    """Turn whatever MLflow raises inside into one sentence for the user."""
-    try:
-        yield
-    except Exception as error:
-        if not _is_server_failure(error):
-            raise
-        raise ServerError(
-            f"MLflow at {shown_uri(tracking_uri())} could not do this ({_reason(error)}): "
-            "check MLFLOW_TRACKING_URI and that the server is up, then run again."
-        ) from error
-
-
-def shown_uri(uri: str) -> str:
-    """A URI fit for a message: without user name and password."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 @dataclass
@@ -342,7 +244,7 @@ class Run:
         try:
             action(self._client, self.run_id)
         except Exception as error:
-            if not _is_tracking_failure(error):
+            if not is_tracking_failure(error):
                 raise
             now = time.monotonic()
             self._rest_until = now + _REST_FACTOR * (now - begun)
@@ -358,7 +260,7 @@ class Run:
                 self._kept = _keep_run(lambda client, experiment: client.create_run(experiment, tags=tags).info.run_id)
             action(self._kept.client, self._kept.run_id)
         except Exception as error:
-            if not _is_tracking_failure(error):
+            if not is_tracking_failure(error):
                 raise
             self._warn("does not take a record, and it cannot be kept either", error)
             return False
@@ -381,7 +283,7 @@ class Run:
     def _warn(self, sentence: str, error: Exception) -> None:
         if sentence not in self._said:
             self._said.add(sentence)
-            _say(f"MLflow at {shown_uri(tracking_uri())} {sentence} ({_reason(error)})")
+            say(f"MLflow at {shown_uri(tracking_uri())} {sentence} ({reason(error)})")
 
 
 def open_run(
@@ -454,7 +356,7 @@ def start_parent_run(
     tags |= {FLOW_RUN: flow_run} if flow_run else {}
 
     def begin(client: "MlflowClient", experiment: str) -> Run:
-        _offer_views(client, experiment)
+        offer_views(client, experiment)
         cut_short = f"tags.`{FLOW_RUN}` = '{flow_run}' and attributes.status = 'KILLED'"
         found = client.search_runs([experiment], cut_short, max_results=1) if flow_run else []
         run = found[0] if found else client.create_run(experiment, run_name=name, tags=tags)
@@ -533,7 +435,7 @@ def send_kept(client: "MlflowClient") -> None:
             for run in outbox.waiting(kept):
                 sent += _is_sent(kept, run, client)
     if sent:
-        _say(f"the records of {sent} run{'s' if sent > 1 else ''} that had been kept were sent to MLflow")
+        say(f"the records of {sent} run{'s' if sent > 1 else ''} that had been kept were sent to MLflow")
 
 
 @contextmanager
@@ -542,7 +444,7 @@ def suppress_tracking_failure() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not _is_tracking_failure(error):
+        if not is_tracking_failure(error):
             raise
 
 
@@ -554,10 +456,10 @@ def _is_sent(kept: "MlflowClient", run: "MlflowRun", client: "MlflowClient") -> 
     try:
         _send(kept, run, client)
     except Exception as error:
-        if not _is_tracking_failure(error):
+        if not is_tracking_failure(error):
             raise
         client.search_experiments(max_results=1)  # raises where the server is away, which is no refusal
-        _say(f"MLflow refuses the kept record of {run.info.run_name} ({_reason(error)}): it stays in {outbox.FOLDER}")
+        say(f"MLflow refuses the kept record of {run.info.run_name} ({reason(error)}): it stays in {outbox.FOLDER}")
         return False
     outbox.drop(kept, run)
     return True
@@ -567,7 +469,7 @@ def _send(kept: "MlflowClient", run: "MlflowRun", client: "MlflowClient") -> Non
     tags = {name: value for name, value in run.data.tags.items() if name not in (outbox.FOR_RUN, outbox.AT_SERVER)}
     target = run.data.tags.get(outbox.FOR_RUN)
     if target is None:
-        experiment = _experiment_id(client, kept.get_experiment(run.info.experiment_id).name)
+        experiment = experiment_id(client, kept.get_experiment(run.info.experiment_id).name)
         if parent := tags.get(PARENT_RUN):
             tags[PARENT_RUN] = _sent_as(client, experiment, parent) or parent
         target = _begin_sent(client, experiment, run, tags)
@@ -618,9 +520,9 @@ def _run_or_kept(make: "Callable[[MlflowClient, str], Run]") -> Run:
         send_kept(client)
         return make(client, experiment)
     except Exception as error:
-        if not _is_tracking_failure(error):
+        if not is_tracking_failure(error):
             raise
-        away = f"MLflow at {shown_uri(tracking_uri())} cannot be reached ({_reason(error)})"
+        away = f"MLflow at {shown_uri(tracking_uri())} cannot be reached ({reason(error)})"
     continued = False
 
     def make_kept(client: "MlflowClient", experiment: str) -> str:
@@ -632,11 +534,11 @@ def _run_or_kept(make: "Callable[[MlflowClient, str], Run]") -> Run:
     try:
         kept = _keep_run(make_kept)
     except Exception as error:
-        if not _is_tracking_failure(error):
+        if not is_tracking_failure(error):
             raise
-        _say(f"{away}: this run is not tracked, and its record cannot be kept either ({_reason(error)})")
+        say(f"{away}: this run is not tracked, and its record cannot be kept either ({reason(error)})")
         return Run(None)
-    _say(f"{away}: the record of this run is kept in {outbox.FOLDER} and sent by the next run that reaches it")
+    say(f"{away}: the record of this run is kept in {outbox.FOLDER} and sent by the next run that reaches it")
     return Run(None, kept.run_id, continued, kept)
 
 
@@ -645,7 +547,7 @@ def _keep_run(begin: "Callable[[MlflowClient, str], str]") -> _Kept:
     prepare_environment()
     with outbox.writing() as folder:
         client = _outbox_client(folder)
-        run_id = begin(client, _experiment_id(client, experiment_name(), (folder / "artifacts").as_uri()))
+        run_id = begin(client, experiment_id(client, experiment_name(), (folder / "artifacts").as_uri()))
         return _Kept(client, run_id, outbox.hold(run_id))
 
 
@@ -656,46 +558,6 @@ def _outbox_client(folder: Path) -> "MlflowClient":
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-@contextmanager
-def _database_lock() -> Iterator[None]:
-    """For SQLite, one process at a time; a server needs no lock."""
-    if not tracking_uri().startswith("sqlite:///"):
-        yield
-        return
-    from filelock import FileLock
-
-    database = Path(tracking_uri().removeprefix("sqlite:///"))
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(database.with_suffix(".lock")):
-        yield
-
-
-def _experiment_id(client: "MlflowClient", name: str, location: str | None = None) -> str:
-    """The experiment of this name, made where it is not there; its artifacts at `location`, or as usual."""
-    from mlflow.exceptions import MlflowException
-
-    if found := client.get_experiment_by_name(name):
-        return str(found.experiment_id)
-    try:
-        return str(client.create_experiment(name, location or _artifact_location(), _EXPERIMENT_TAGS))
-    except MlflowException as error:
-        found = client.get_experiment_by_name(name)  # another process may have been quicker
-        if found is None:
-            raise error
-        return str(found.experiment_id)
-
-
-def _artifact_location() -> str | None:
-    """A folder beside the project's own database; a server has its own place."""
-    return artifact_location(STATE.parent) if _is_own_database() else None
-
-
-def _is_own_database() -> bool:
-    """Whether MLflow's records are in the project's own state, as they are unless the user says otherwise."""
-    path = tracking_uri().removeprefix("sqlite:///")
-    return path != tracking_uri() and Path(path).absolute() == database_of(STATE.parent)
-
-
 def _runs_of(client: "MlflowClient", experiment: str, identity: str) -> "list[MlflowRun]":
     """All runs of an identity, the latest attempt first."""
     runs = client.search_runs([experiment], f"tags.`{IDENTITY}` = '{identity}'", max_results=1000)
@@ -703,20 +565,9 @@ def _runs_of(client: "MlflowClient", experiment: str, identity: str) -> "list[Ml
 
 
 def _begin(client: "MlflowClient", experiment: str, tags: Mapping[str, str], attempt: int) -> "MlflowRun":
-    _offer_views(client, experiment)
+    offer_views(client, experiment)
     name = " · ".join(part for part in (tags[CATEGORY], tags[METHOD], tags[IDENTITY][:6]) if part)
     return client.create_run(experiment, run_name=name, tags={**tags, ATTEMPT: str(attempt)})
-
-
-def _offer_views(client: "MlflowClient", experiment: str) -> None:
-    """Give an experiment the views that it lacks, if we may."""
-    from mlflow.exceptions import MlflowException
-
-    known = client.get_experiment(experiment).tags
-    with suppress(MlflowException):
-        for name, value in _EXPERIMENT_TAGS.items():
-            if name not in known:
-                client.set_experiment_tag(experiment, name, value)
 
 
 def _complete(
@@ -778,35 +629,6 @@ def _run_tags(
     return tags | source_tags("flawline run" if parent else "dvc repro", folder)
 
 
-def source_tags(program: str, folder: Path = Path()) -> dict[str, str]:
-    """What MLflow shows as the source of a run: the program, and the code's commit."""
-    return {SOURCE_NAME: program, SOURCE_TYPE: "LOCAL", **_git_tags(folder)}
-
-
-def _git_tags(folder: Path) -> dict[str, str]:
-    """The commit, and whether code or parameters differ from it; nothing outside a git work tree."""
-    commit = ask_git(folder, "rev-parse", "HEAD")
-    if not commit:
-        return {}
-    changed = ask_git(folder, "status", "--porcelain", "--untracked-files=normal", "--", *CODE_PATHS)
-    return {GIT_COMMIT: commit, GIT_DIRTY: str(bool(changed)).lower()}
-
-
-def ask_git(folder: Path, *arguments: str) -> str:
-    """What `git ARGUMENTS` says in a folder, without the last newline; empty where it fails or there is no git."""
-    foreign = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # of a hook that we were called from
-    kept = {name: value for name, value in os.environ.items() if name not in foreign}
-    own = {"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}  # a status must not stand in a commit's way
-    fixed = ("-c", "log.showSignature=false", "-c", "color.ui=false", "-c", "i18n.logOutputEncoding=utf-8")
-    try:
-        done = subprocess.run(
-            ["git", *fixed, *arguments], cwd=folder, capture_output=True, timeout=30, check=False, env={**kept, **own}
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else ""
-
-
 def _described(client: "MlflowClient", run_id: str, note: str) -> str:
     run = client.get_run(run_id)
     version, commit = run.data.tags.get(DATA_VERSION, ""), run.data.tags.get(DATA_COMMIT, "")
@@ -864,27 +686,3 @@ def _log_path(client: "MlflowClient", run_id: str, path: Path, folder: str | Non
         client.log_artifacts(run_id, str(path), folder)
     else:
         client.log_artifact(run_id, str(path), folder)
-
-
-def _is_server_failure(error: Exception) -> bool:
-    """Whether an exception comes from MLflow or from what it talks through (HTTP, the database)."""
-    from mlflow.exceptions import MlflowException
-    from requests.exceptions import RequestException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return isinstance(error, (MlflowException, RequestException, SQLAlchemyError))
-
-
-def _is_tracking_failure(error: Exception) -> bool:
-    """The same, or one of files, such as a full disk under the artifacts: no reason either to end a training."""
-    return isinstance(error, OSError) or _is_server_failure(error)
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an exception's text, short enough for one line, without user name and password."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return re.sub(r"//[^/@\s]+@", "//", lines[0])[:200].rstrip(".")
-
-
-def _say(sentence: str) -> None:
-    print(f"flawline: {sentence}.", file=sys.stderr, flush=True)

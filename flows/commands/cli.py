@@ -278,7 +278,7 @@ Anomaly maps: {Places(category).evaluation / "gallery.png"}"""
 
 
 def _how_to_review() -> str:
-    from components.tracking.runs import experiment_page, shown_uri, tracking_uri
+    from components.tracking.connection import experiment_page, shown_uri, tracking_uri
 
     uri, page = tracking_uri(), experiment_page()
     if uri.startswith("http"):

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from components.registry import versions as registry
 from components.registry.versions import Version
-from components.tracking.runs import shown_uri, tracking_uri
+from components.tracking.connection import shown_uri, tracking_uri
 from flows.commands.tables import print_table
 
 FIGURES = {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from components.foundation.errors import UserError
 from components.foundation.network import why_unreachable
-from components.tracking.runs import shown_uri
+from components.tracking.connection import shown_uri
 from flows.common.lifetime import end_signal
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from components.foundation.params import Params, load_params
 from components.foundation.places import Places
 from components.registry import versions as registry
 from components.registry.gate import missing_for_first
+from components.tracking import connection
 from components.tracking import runs as tracking
 from components.tracking.fingerprint import shown_params, written_params
 from flows.common.lifetime import end_in_order, ended_first
@@ -181,7 +182,7 @@ def _summarise(parent: tracking.Run, outcomes: Mapping[str, int | str], params: 
         return
     if parent.is_tracked:
         parent.log_metrics(summary.mean_figures(made))
-        parent.set_tags({tracking.NOTE: summary.as_markdown(made), **summary.verdict_tags(made)})
+        parent.set_tags({connection.NOTE: summary.as_markdown(made), **summary.verdict_tags(made)})
         parent.log_data(data)
     reasons = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, str)}
     _show_in_prefect(summary.as_page(made, reasons, parent.run_id))

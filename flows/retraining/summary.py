@@ -9,8 +9,9 @@ from components.foundation.params import Params
 from components.foundation.places import Places
 from components.registry import versions as registry
 from components.registry.versions import Version, model_name
+from components.tracking.connection import FIGURES, SUMMARY, experiment_page, shown_uri, tracking_uri
 from components.tracking.fingerprint import data_version
-from components.tracking.runs import FIGURES, SUMMARY, VERDICT, DataVersion, experiment_page, shown_uri, tracking_uri
+from components.tracking.runs import VERDICT, DataVersion
 
 _COLUMNS = {
     "image_auroc": "image AUROC",

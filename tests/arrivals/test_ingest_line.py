@@ -161,7 +161,7 @@ def found(s3: S3Server) -> dict[str, str]:
 
 
 def model_versions(project: Project) -> dict[str, int]:
-    from components.tracking.runs import prepare_environment
+    from components.tracking.connection import prepare_environment
 
     prepare_environment()
     from mlflow import MlflowClient

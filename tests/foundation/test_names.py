@@ -18,7 +18,8 @@ from components.foundation.names import check_category_name, check_category_name
 from components.foundation.params import data_params, parse_params
 from components.images.dataset import find_categories, list_category
 from components.registry import versions as registry
-from components.tracking.runs import connect, find_run
+from components.tracking.connection import connect
+from components.tracking.runs import find_run
 from flows.commands.tables import print_table
 from flows.data.history import list_versions
 from flows.data.settings import edit_params

@@ -126,7 +126,7 @@ def test_a_served_model_reads_images_as_its_capsule_says(tmp_path: Path, make_ca
     import mlflow.pyfunc
     import pandas as pd
 
-    from components.registry.versions import save_model
+    from components.registry.packaging import save_model
 
     folder = make_capsule(tmp_path / "capsule", bits=12)
     save_model(folder, tmp_path / "model")

@@ -86,7 +86,7 @@ def test_a_loaded_capsule_answers_many_threads_as_one(kind: str, tmp_path: Path,
 def test_the_model_that_mlflow_loads_answers_many_threads_as_one(tmp_path: Path, one_thread: None) -> None:
     import mlflow.pyfunc
 
-    from components.registry.versions import save_model
+    from components.registry.packaging import save_model
 
     save_model(written("all", tmp_path / "capsule"), tmp_path / "model")
     model = mlflow.pyfunc.load_model(str(tmp_path / "model"))

@@ -17,7 +17,7 @@ from tests.serving import frame, png, text
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory, make_capsule: MakeCapsule) -> tuple[Path, Path]:
     """The folders of a capsule and of the MLflow model made of it."""
-    from components.registry.versions import save_model
+    from components.registry.packaging import save_model
 
     folder = tmp_path_factory.mktemp("model")
     capsule = make_capsule(folder / "any name", threshold=10.0)

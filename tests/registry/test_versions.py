@@ -31,6 +31,7 @@ from components.registry.versions import (
     roll_back,
     which_model,
 )
+from components.tracking import connection
 from components.tracking import runs as tracking
 from tests.conftest import MakeCapsule
 
@@ -41,14 +42,14 @@ JOURNAL = Path(".flawline/journal/bottle.jsonl")
 @pytest.fixture
 def versions(workspace: Path) -> list[int]:
     """Three versions of "bottle" whose capsules are only named: what moves aliases does not look into them."""
-    client, _ = tracking.connect()
+    client, _ = connection.connect()
     client.create_registered_model("flawline-bottle")
     tags = [{"capsule_digest": f"digest {number}", "threshold": "1.0"} for number in (1, 2, 3)]
     return [int(client.create_model_version("flawline-bottle", str(workspace), tags=tag).version) for tag in tags]
 
 
 def aliases() -> dict[str, int]:
-    client, _ = tracking.connect()
+    client, _ = connection.connect()
     return {name: int(at) for name, at in client.get_registered_model("flawline-bottle").aliases.items()}
 
 
@@ -75,7 +76,7 @@ def test_the_same_capsule_is_one_version_and_another_one_the_next(workspace: Pat
 def test_an_evaluation_on_other_test_images_renews_the_figures_of_the_version(
     workspace: Path, make_capsule: MakeCapsule
 ) -> None:
-    client, experiment = tracking.connect()
+    client, experiment = connection.connect()
     register(make_capsule(workspace / "one"))
     run_id = client.create_run(experiment, tags={"mlflow.note.content": "on new test images"}).info.run_id
     found = registry.register("bottle", workspace / "one", run_id, {"image_auroc": 0.5}, "cutpaste-3way")
@@ -88,7 +89,7 @@ def test_the_run_holds_the_model_and_mlflow_loads_the_champion(
 ) -> None:
     import mlflow.pyfunc
 
-    client, experiment = tracking.connect()
+    client, experiment = connection.connect()
     run_id = client.create_run(experiment, tags={"mlflow.note.content": "image AUROC 0.991"}).info.run_id
     version = register(make_capsule(workspace / "one"), run_id=run_id)
     assert version.run_id == run_id
@@ -98,7 +99,7 @@ def test_the_run_holds_the_model_and_mlflow_loads_the_champion(
     folder = f"capsule-{version.digest[:12]}"
     assert f"{folder}/MLmodel" in [item.path for item in client.list_artifacts(run_id, folder)]
     promote("bottle", version.number, "first")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", connection.tracking_uri())
     model = mlflow.pyfunc.load_model("models:/flawline-bottle@champion")
     assert model.metadata.signature.inputs.input_names() == ["image"]
 
@@ -127,7 +128,7 @@ def test_run_and_version_lead_to_one_another_and_say_the_verdict(workspace: Path
         if number == 0:
             promote("bottle", 1, "first version")
     promote("bottle", 3, "better on #2")
-    client, experiment = tracking.connect()
+    client, experiment = connection.connect()
     verdicts = [
         "was champion until version 3: better on #2",
         "not promoted: version 3 came after it",
@@ -209,7 +210,7 @@ def test_no_champion_is_none(workspace: Path, versions: list[int]) -> None:
 
 
 def test_promotions_move_champion_and_previous(versions: list[int]) -> None:
-    client, _ = tracking.connect()
+    client, _ = connection.connect()
     promote("bottle", 1, "first")
     client.set_registered_model_alias("flawline-bottle", "challenger", "2")
     promoted = promote("bottle", 2, "better on scratches")
@@ -304,7 +305,7 @@ def test_a_crash_after_the_champion_moved_is_dated_to_the_move(
     versions: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     promote("bottle", 1, "first")
-    client, _ = tracking.connect()
+    client, _ = connection.connect()
     client.set_registered_model_alias("flawline-bottle", "challenger", "2")
     with crash_at_alias_write(monkeypatch, 2):  # dies at the removal of the alias `challenger`
         promote("bottle", 2, "second")
@@ -320,7 +321,7 @@ def test_a_move_by_other_hands_wins_over_one_cut_short(versions: list[int], monk
     promote("bottle", 1, "first")
     with crash_at_alias_write(monkeypatch, 0):
         promote("bottle", 2, "second")
-    client, _ = tracking.connect()
+    client, _ = connection.connect()
     client.set_registered_model_alias("flawline-bottle", "champion", "3")
     promote("bottle", 1, "back")
     assert states()[3:] == [
@@ -448,7 +449,7 @@ def test_the_whole_way_through_a_real_server(
     assert aliases() == {"champion": 1}
     assert digest_tree(download_capsule("bottle")) == digest_tree(capsule)
     assert [(row.category, row.version, row.alias) for row in list_status()] == [("bottle", 1, "champion")]
-    client, _ = tracking.connect()
+    client, _ = connection.connect()
     assert [item.path for item in client.list_artifacts(run.run_id, "evaluation")] == ["evaluation/capsule.json"]
     with pytest.raises(UserError, match="no version 9"):
         promote("bottle", 9, "typo")

@@ -76,7 +76,7 @@ def logged_steps(project: Project, since: float) -> list[int]:
 
 
 def mlflow_client(project: Project) -> "MlflowClient":
-    from components.tracking.runs import prepare_environment
+    from components.tracking.connection import prepare_environment
 
     prepare_environment()
     from mlflow import MlflowClient

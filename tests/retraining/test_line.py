@@ -22,7 +22,7 @@ STAGES = ("validate", "synthesize", "train", "fit", "evaluate")
 @pytest.fixture(scope="module")
 def client(ran: Project) -> "MlflowClient":
     """MLflow's client on the database that the first run made."""
-    from components.tracking.runs import prepare_environment
+    from components.tracking.connection import prepare_environment
 
     prepare_environment()
     from mlflow import MlflowClient

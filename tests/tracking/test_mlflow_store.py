@@ -13,6 +13,7 @@ from components.foundation.errors import UserError
 from components.foundation.files import digest_tree
 from components.foundation.mlflow_store import check_place
 from components.registry import versions as registry
+from components.tracking import connection
 from components.tracking import runs as tracking
 from tests.conftest import MakeCapsule
 from tests.project import Project, is_one_sentence, surface, write_image
@@ -71,7 +72,7 @@ def test_after_a_move_models_are_found_and_new_artifacts_come_to_the_new_place(
 
     import mlflow
 
-    mlflow.set_tracking_uri(tracking.tracking_uri())
+    mlflow.set_tracking_uri(connection.tracking_uri())
     model = mlflow.pyfunc.load_model("models:/flawline-bottle@champion")
     write_image(Path("part.png"), surface(np.random.default_rng(0)))
     scored = model.predict(pd.DataFrame({"image": [Path("part.png").read_bytes()]}))

@@ -15,7 +15,7 @@ from components.foundation.errors import UserError
 from components.foundation.files import read_json, write_json
 from components.foundation.places import Places
 from components.registry import versions as registry
-from components.tracking import outbox
+from components.tracking import connection, outbox
 from components.tracking import runs as tracking
 from components.tracking.runs import DataVersion, Run, finish_parent_run, finish_run, open_run, start_parent_run
 from tests.conftest import MakeCapsule
@@ -56,18 +56,18 @@ def train_and_evaluate(identity: str = "cd" * 32) -> None:
 
 
 def stored() -> "list[MlflowRun]":
-    client, experiment = tracking.connect()
+    client, experiment = connection.connect()
     return list(client.search_runs([experiment], order_by=["attributes.start_time ASC"]))
 
 
 def points(run_id: str, name: str) -> list[tuple[int, float]]:
-    client, _ = tracking.connect()
+    client, _ = connection.connect()
     return sorted((metric.step, metric.value) for metric in client.get_metric_history(run_id, name))
 
 
 def is_whole(run: "MlflowRun") -> bool:
     """Whether the run has all that `train_and_evaluate` tells."""
-    client, _ = tracking.connect()
+    client, _ = connection.connect()
     (entry,) = run.inputs.dataset_inputs if run.inputs else []
     return (
         run.info.status == "FINISHED"

@@ -14,7 +14,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from components.tracking import runs as tracking
+from components.tracking import connection
+from components.tracking.connection import shown_uri
 from components.tracking.names import chosen_text
 from components.tracking.runs import (
     DataVersion,
@@ -24,7 +25,6 @@ from components.tracking.runs import (
     finish_run,
     open_run,
     run_identity,
-    shown_uri,
     start_parent_run,
 )
 
@@ -46,12 +46,12 @@ def opened(stage: str = "train", **changes: Any) -> Run:
 
 
 def stored(run: Run) -> "MlflowRun":
-    client, _ = tracking.connect()
+    client, _ = connection.connect()
     return client.get_run(run.run_id)
 
 
 def points(run: Run, name: str) -> list[tuple[int, float]]:
-    client, _ = tracking.connect()
+    client, _ = connection.connect()
     return sorted((metric.step, metric.value) for metric in client.get_metric_history(run.run_id, name))
 
 
@@ -109,18 +109,18 @@ def test_a_run_says_what_it_was_made_of(workspace: Path) -> None:
 
 
 def test_the_experiment_is_one_of_model_training_and_its_page_is_known(workspace: Path) -> None:
-    client, experiment = tracking.connect()
+    client, experiment = connection.connect()
     found = client.get_experiment(experiment)
     assert found.tags["mlflow.experimentKind"] == "custom_model_development"
-    assert tracking.experiment_page().startswith(f"/#/experiments/{experiment}/runs?workflowType=machine_learning&")
+    assert connection.experiment_page().startswith(f"/#/experiments/{experiment}/runs?workflowType=machine_learning&")
 
 
 def test_the_page_of_the_runs_shows_figures_method_data_and_verdict_as_columns(workspace: Path) -> None:
     from mlflow import MlflowClient
 
-    old = MlflowClient(tracking.tracking_uri()).create_experiment("flawline")  # made by a version that knew no views
-    key = tracking.experiment_page().partition("viewStateShareKey=")[2]
-    client, experiment = tracking.connect()
+    old = MlflowClient(connection.tracking_uri()).create_experiment("flawline")  # made by a version that knew no views
+    key = connection.experiment_page().partition("viewStateShareKey=")[2]
+    client, experiment = connection.connect()
     assert experiment == old
     view = json.loads(client.get_experiment(experiment).tags[f"mlflow.sharedViewState.{key}"])
     state = json.loads(zlib.decompress(base64.b64decode(view["state"].removeprefix("deflate;"))))
@@ -173,7 +173,7 @@ def test_a_run_leads_to_its_data_and_to_all_runs_on_them(workspace: Path) -> Non
     note = found.data.tags["mlflow.note.content"]
     assert note.startswith("What the figures say.")
     link = note.partition("](#")[2].partition(")")[0]
-    client, experiment = tracking.connect()
+    client, experiment = connection.connect()
     wanted = parse_qs(urlsplit(link).query)["searchFilter"][0]
     assert [one.info.run_id for one in client.search_runs([experiment], wanted)] == [run.run_id]
     text = client.download_artifacts(run.run_id, "params.yaml")
@@ -186,7 +186,7 @@ def test_pictures_of_runs_have_the_same_keys(workspace: Path) -> None:
     with opened("evaluate") as run:
         for step in range(2):
             run.log_picture(Image.new("RGB", (8, 8)), "pictures/worst misses", step)
-    client, _ = tracking.connect()
+    client, _ = connection.connect()
     assert stored(run).data.tags["mlflow.loggedImages"] == "True"
     names = [item.path for item in client.list_artifacts(run.run_id, "images") if item.path.endswith(".png")]
     assert sorted(name.split("+timestamp")[0] for name in names) == [
@@ -304,7 +304,7 @@ def test_files_and_folders_become_artifacts(workspace: Path) -> None:
     (workspace / "roc.png").write_bytes(b"2")
     with opened() as run:
         run.log_figure_files(workspace / "maps", workspace / "roc.png", folder="evaluation")
-    client, _ = tracking.connect()
+    client, _ = connection.connect()
     assert {item.path for item in client.list_artifacts(run.run_id, "evaluation")} == {
         "evaluation/one.png",
         "evaluation/roc.png",
