@@ -19,5 +19,5 @@ def announce_commit(category: str, commit: str, images: int) -> str:
     except UserError as error:
         return f"The version is committed, but was not announced. {error}"
     if told is None:
-        return "No Prefect server was told: none is named (README: retrain when new good images arrive)."
+        return "No Prefect server was told: none is named (docs/retraining.md)."
     return f"The Prefect server at {told} was told."
