@@ -137,22 +137,27 @@ class _Section(BaseModel):
 
 
 class DataParams(_Section):
-    """Where the images are: `root/CATEGORY/train/good/…`, in MVTec AD layout."""
+    """Where the images are."""
 
-    root: Annotated[str, _checked(check_data_root)]
-    categories: Annotated[Categories, _checked(check_some)]
+    root: Annotated[str, _checked(check_data_root)] = Field(
+        description="folder of the data set: ROOT/CATEGORY/train/good, test/KIND, ground_truth/KIND (MVTec AD layout)"
+    )
+    categories: Annotated[Categories, _checked(check_some)] = Field(description="those that are computed")
 
 
 class LimitParams(_Section):
-    """What an image file may be at most; see `components.images.decode.ImageLimits`.
+    """What an image file may be at most (`components.foundation.limits`)."""
 
-    bits: how many bits 16-bit grey files use, such as 12; "auto" finds it from the good images
-    (`components.images.depth`).
-    """
-
-    max_pixels: int = Field(100_000_000, gt=0, le=178_956_970)  # above, Pillow's own limit would be the lower one
-    max_bytes: Bytes = 500_000_000
-    bits: Auto[Annotated[int, Field(ge=8, le=16)]] = None
+    max_pixels: int = Field(
+        100_000_000,
+        gt=0,
+        le=178_956_970,  # above, Pillow's own limit would be the lower one
+        description="of one image; above it is not decoded",
+    )
+    max_bytes: Bytes = Field(500_000_000, description="of one image file")
+    bits: Auto[Annotated[int, Field(ge=8, le=16)]] = Field(
+        None, description="bits in use of 16-bit grey files, such as 12; auto: found from the good images"
+    )
 
     def image_limits(self) -> ImageLimits:
         """The same limits as the reader of images takes them; 16 bits where these are to be found."""
@@ -162,51 +167,83 @@ class LimitParams(_Section):
 class DemoParams(_Section):
     """The demo data set: tiles cut from photographs, with drawn defects."""
 
-    seed: Seed = 0
-    tile: int = Field(128, ge=64, le=240)
-    train: int = Field(64, ge=8, le=10_000)
-    test_good: int = Field(20, ge=1, le=10_000)
-    per_kind: int = Field(6, ge=1, le=10_000)
+    seed: Seed = Field(0, description="of cuts, light and drawn defects")
+    tile: int = Field(128, ge=64, le=240, description="side of a tile, in pixels of the photograph")
+    train: int = Field(64, ge=8, le=10_000, description="good training images a category")
+    test_good: int = Field(20, ge=1, le=10_000, description="good test images a category")
+    per_kind: int = Field(6, ge=1, le=10_000, description="test images of each kind of defect")
 
 
 class ImageParams(_Section):
-    """Geometry: every image is resampled to `side` × `side` pixels."""
+    """Geometry of the images."""
 
-    side: int = Field(256, ge=32, le=1024)
+    side: int = Field(256, ge=32, le=1024, description="every image is resampled to side × side pixels")
 
 
 class ValidationParams(_Section):
-    """Limits of the data checks; the robust ones count in median absolute deviations of the training images.
+    """Limits of the data checks.
 
-    min_good: fewest good training images. min_side: shortest side in pixels.
-    max_deviations: how far the brightness, sharpness … of one image may lie from the median.
-    max_outlier_share: which share of the good images may lie further without a warning.
-    max_shift: how far the median of the good test images may lie from that of the training images.
-    near_distance: share of differing bits up to which a test image looks like a training image (perceptual hash).
+    A robust deviation is a median absolute deviation of the training images, scaled to a standard deviation's size.
     """
 
-    min_good: int = Field(10, ge=2, le=MOST_IMAGES)
-    min_side: int = Field(32, ge=1, le=65_536)
-    max_deviations: float = Field(8.0, gt=0, le=MOST_DEVIATIONS)
-    max_outlier_share: float = Field(0.05, ge=0, le=1)
-    max_shift: float = Field(3.0, gt=0, le=MOST_DEVIATIONS)
-    near_distance: float = Field(0.05, ge=0, lt=0.25)
+    min_good: int = Field(10, ge=2, le=MOST_IMAGES, description="fewest good training images; below is an error")
+    min_side: int = Field(32, ge=1, le=65_536, description="shortest side of an image, in pixels")
+    max_deviations: float = Field(
+        8.0,
+        gt=0,
+        le=MOST_DEVIATIONS,
+        description="how far brightness, sharpness … of one image may lie from the median, in robust deviations",
+    )
+    max_outlier_share: float = Field(
+        0.05, ge=0, le=1, description="share of the good images that may lie further without a warning"
+    )
+    max_shift: float = Field(
+        3.0,
+        gt=0,
+        le=MOST_DEVIATIONS,
+        description="how far the good test images' median may lie from the training images', in robust deviations",
+    )
+    near_distance: float = Field(
+        0.05,
+        ge=0,
+        lt=0.25,
+        description="share of differing bits up to which a test image looks like a training image (perceptual hash)",
+    )
 
 
 class SynthesisParams(_Section):
-    """CutPaste in the paper's terms (section 3, appendix A); pixel lengths are at 256 px and scale with the image."""
+    """CutPaste's samples, in the paper's terms (section 3, appendix A); and who is held out.
 
-    area: Range[Share] = (0.02, 0.15)
-    aspect: Range[Factor] = (0.3, 3.3)
-    jitter: float = Field(0.1, ge=0, le=0.5)
-    rotation: float = Field(0.0, ge=0, le=180)
-    scar_width: Range[Pixels] = (2, 16)
-    scar_length: Range[Pixels] = (10, 25)
-    scar_rotation: float = Field(45.0, ge=0, le=180)
-    image_jitter: float = Field(0.1, ge=0, le=0.5)
-    translation: float = Field(0.03, ge=0, le=0.5)
-    held_out: float = Field(0.2, gt=0, lt=0.9)
-    exam_images: int = Field(120, ge=2, le=100_000)
+    Pixel lengths are at 256 px and scale with the image.
+    """
+
+    area: Range[Share] = Field((0.02, 0.15), description="of a pasted patch, as a share of the image")
+    aspect: Range[Factor] = Field((0.3, 3.3), description="height / width of a patch")
+    jitter: float = Field(
+        0.1, ge=0, le=0.5, description="most change of a patch's brightness, contrast, saturation and hue"
+    )
+    rotation: float = Field(0.0, ge=0, le=180, description="largest turn of a patch, in degrees")
+    scar_width: Range[Pixels] = Field((2, 16), description="in pixels at 256 px")
+    scar_length: Range[Pixels] = Field((10, 25), description="in pixels at 256 px")
+    scar_rotation: float = Field(45.0, ge=0, le=180, description="largest turn of a scar, in degrees")
+    image_jitter: float = Field(
+        0.1, ge=0, le=0.5, description="most change of a whole training image's colours, before anything is pasted"
+    )
+    translation: float = Field(
+        0.03, ge=0, le=0.5, description="largest shift of a training image, as a share of its side"
+    )
+    held_out: float = Field(
+        0.2,
+        gt=0,
+        lt=0.9,
+        description="share of the good images that is not learned from: for the exam and the threshold",
+    )
+    exam_images: int = Field(
+        120,
+        ge=2,
+        le=100_000,
+        description="most good images of the exam; where there are more, a third of these is held out",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -218,42 +255,64 @@ class SynthesisParams(_Section):
 
 
 class NsaSection(_Section):
-    """Natural Synthetic Anomalies (`components.synthesis.nsa`); what is "auto" (None) comes from `settings`.
+    """Natural Synthetic Anomalies; auto: as `settings` says.
 
-    settings: "derived" from the category's good images, or "paper", the hand-made row of the paper's category.
-    object: whether the category is an object or a texture; aligned: whether the object always lies the same way. Both
-    decide how the others are derived.
-    mask: whether patches must lie on the object, which is what differs from the background: "none" asks no rule.
-    background, tolerance: mean grey level of the background, and how far the object's differs more.
-    height, width: bounds of half a patch's side as shares of the image's; resize: of the resize factor.
-    max_patches: most patches of a sample. gradients: of the Poisson blend; "mixed-opencv" chooses by OpenCV's rule, as
-    the official code does, and not on each axis.
-    min_object: least share of a patch on the object. min_overlap: least share of a patch's object on the target's.
-    tries: places tried for either rule. k, x0: steepness and midpoint of the logistic label, in grey levels.
-    faithful: overlapping patches overwrite each other's label as in the official code, instead of being joined.
-    exact_mask: blend on the mask itself and not on its rectangle (slower).
-    score: the image's score is the mean of its map, or of the map's highest hundredth ("top").
+    The methods are in `components.synthesis.nsa`; "auto" is None here.
     """
 
-    settings: Literal["derived", "paper"] = "derived"
-    object: Literal["auto", "object", "texture"] = "auto"
-    aligned: Auto[bool] = None
-    mask: Literal["auto", "background", "none"] = "auto"
-    background: Auto[Annotated[float, Field(ge=0, le=255)]] = None
-    tolerance: Auto[Annotated[float, Field(gt=0, le=255)]] = None
-    height: Auto[Range[HalfSide]] = None
-    width: Auto[Range[HalfSide]] = None
-    resize: Auto[Range[Annotated[float, Field(le=10)]]] = None
-    max_patches: Auto[Annotated[int, Field(ge=1, le=16)]] = None
-    gradients: Literal["auto", "source", "mixed", "mixed-opencv"] = "auto"
-    min_object: Auto[Annotated[float, Field(ge=0, lt=1)]] = None
-    min_overlap: Auto[Annotated[float, Field(ge=0, lt=1)]] = None
-    tries: int = Field(200, ge=1, le=10_000)
-    k: Auto[Annotated[float, Field(gt=0, le=1000)]] = None
-    x0: Auto[Annotated[float, Field(gt=0, le=255)]] = None
-    faithful: bool = False
-    exact_mask: bool = False
-    score: Literal["mean", "top"] = "mean"
+    settings: Literal["derived", "paper"] = Field(
+        "derived", description="from the category's good images, or the hand-made row of the paper's category"
+    )
+    object: Literal["auto", "object", "texture"] = Field(
+        "auto", description="what the category is, which decides how the rest is derived"
+    )
+    aligned: Auto[bool] = Field(
+        None, description="true where the object always lies the same way, which decides how the rest is derived"
+    )
+    mask: Literal["auto", "background", "none"] = Field(
+        "auto", description="whether patches must lie on the object: on what differs from the background"
+    )
+    background: Auto[Annotated[float, Field(ge=0, le=255)]] = Field(
+        None, description="mean grey level of the background, 0 to 255"
+    )
+    tolerance: Auto[Annotated[float, Field(gt=0, le=255)]] = Field(
+        None, description="grey levels by which the object differs more than that from the background"
+    )
+    height: Auto[Range[HalfSide]] = Field(
+        None, description="[least, most] of half a patch's height, as a share of the image's"
+    )
+    width: Auto[Range[HalfSide]] = Field(
+        None, description="[least, most] of half a patch's width, as a share of the image's"
+    )
+    resize: Auto[Range[Annotated[float, Field(le=10)]]] = Field(
+        None, description="[least, most] factor by which a patch is resized"
+    )
+    max_patches: Auto[Annotated[int, Field(ge=1, le=16)]] = Field(None, description="most patches of a sample")
+    gradients: Literal["auto", "source", "mixed", "mixed-opencv"] = Field(
+        "auto",
+        description="of the Poisson blend; mixed-opencv mixes by OpenCV's rule, as the official code, not on each axis",
+    )
+    min_object: Auto[Annotated[float, Field(ge=0, lt=1)]] = Field(
+        None, description="least share of a patch that lies on the object it is cut from"
+    )
+    min_overlap: Auto[Annotated[float, Field(ge=0, lt=1)]] = Field(
+        None, description="least share of a patch's object that lands on the target's object"
+    )
+    tries: int = Field(200, ge=1, le=10_000, description="positions tried for either rule")
+    k: Auto[Annotated[float, Field(gt=0, le=1000)]] = Field(
+        None, description="steepness of the logistic label, per grey level"
+    )
+    x0: Auto[Annotated[float, Field(gt=0, le=255)]] = Field(
+        None, description="midpoint of the logistic label, in grey levels"
+    )
+    faithful: bool = Field(
+        False,
+        description="true: overlapping patches overwrite each other's label as in the official code; false: joined",
+    )
+    exact_mask: bool = Field(False, description="true: blend on the mask itself and not on its rectangle (slower)")
+    score: Literal["mean", "top"] = Field(
+        "mean", description="score of an image: the mean of its map, or of the map's highest hundredth"
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -269,65 +328,75 @@ class NsaSection(_Section):
 
 
 class BackboneParams(_Section):
-    """The network: a name of timm's, or `torchvision/NAME`; and where its weights come from.
+    """The pretrained network, and where its weights come from."""
 
-    weights: "packaged" (EfficientNet-Lite0, no download), "library" (timm's or torchvision's own download),
-    "none" (random), or the path of a .safetensors or .pth file.
-    sha256: of that file, in hex, by which DVC sees that another one lies there; `--set backbone.weights=FILE` sets it.
-    """
-
-    name: Line = "tf_efficientnet_lite0"
-    weights: Line = "packaged"
-    sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
+    name: Line = Field("tf_efficientnet_lite0", description="of timm's networks, or torchvision/NAME")
+    weights: Line = Field(
+        "packaged",
+        description="packaged (EfficientNet-Lite0) | library (download) | none (random) | a .safetensors or .pth file",
+    )
+    sha256: str = Field(
+        "",
+        pattern=r"^([0-9a-f]{64})?$",
+        description="of that file, in hex, so that DVC sees another one; --set backbone.weights=FILE sets it",
+    )
 
 
 class TrainingParams(_Section):
-    """Self-supervised training: first the head alone, then all layers (section 4.3), one cosine cycle each.
+    """Self-supervised training: first the head alone, then all layers (CutPaste, section 4.3)."""
 
-    final_rate: what the learning rate of the second phase ends at.
-    precision: "auto" is bf16 where the processor has instructions for it, else fp32: bytes then differ between such
-        machines, as sums do anyhow.
-    members: networks of the method cutpaste-ensemble, each from a seed of its own (section 4.1: five).
-    workers: processes that make the batches ahead, the same bytes as none, so that a GPU need not wait for them.
-    """
-
-    head_steps: Steps = 0
-    head_rate: Rate = 0.03
-    steps: Steps = 0
-    rate: Rate = 1e-4
-    final_rate: FinalRate = 0.0
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(3e-5, ge=0, le=1)
-    batch: Batch = 24
-    projection: Widths = (512,)
-    freeze_batch_norm: bool = True
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    members: int = Field(5, ge=2, le=100)
-    workers: int = Field(0, ge=0, le=64)
-    checkpoint_steps: Interval = 25
-    exam_steps: Interval = 50
+    head_steps: Steps = Field(0, description="of the first phase, which trains the head alone")
+    head_rate: Rate = Field(0.03, description="its learning rate at the beginning; it falls to 0 along a cosine")
+    steps: Steps = Field(0, description="of the second phase, which trains all layers; 0 for none")
+    rate: Rate = Field(1e-4, description="its learning rate at the beginning")
+    final_rate: FinalRate = Field(0.0, description="its learning rate at the end of its cosine")
+    optimizer: Literal["sgd", "adam"] = Field("sgd", description="optimizer of both phases")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD, below 1")
+    weight_decay: float = Field(3e-5, ge=0, le=1, description="L2 penalty")
+    batch: Batch = Field(
+        24, description="good images a step; each is seen once as it is and once for every kind of synthetic defect"
+    )
+    projection: Widths = Field((512,), description="widths of the head's layers before its last")
+    freeze_batch_norm: bool = Field(True, description="true: batch norm keeps the statistics it was pretrained with")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "fp32",
+        description="auto is bf16 where the processor has instructions for it, so that bytes differ between machines",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="what trains; auto is cuda where there is one")
+    members: int = Field(
+        5,
+        ge=2,
+        le=100,
+        description="networks of the method cutpaste-ensemble, each from a seed of its own (the paper has 5)",
+    )
+    workers: int = Field(
+        0, ge=0, le=64, description="processes that make the batches ahead, the same bytes as 0; a GPU waits less"
+    )
+    checkpoint_steps: Interval = Field(
+        25, description="steps between checkpoints, from which a killed training goes on"
+    )
+    exam_steps: Interval = Field(50, description="steps between exams; the weights with the best mark are kept")
 
 
 class PatchLevelParams(_Section):
-    """The method cutpaste-patch: a network of its own, from scratch on random crops of good images (section 3.3).
+    """Method cutpaste-patch: a network of its own, from scratch on random crops (CutPaste, section 3.3).
 
-    receptive_field: side of a crop, in pixels; a multiple of 2 · stride, at least 4 · stride.
-    stride: pixels from one place that is scored to the next; a power of two.
-    width: features of a place. task: what crops are told apart by.
-    steps, rate, batch, exam_steps: as in `training`, whose other values apply too; the network has no head phase, its
-    batch-norm learns, and its optimizer is SGD.
+    What is not said here `training` says; the network has no head phase, its batch norm learns, and its optimizer is
+    SGD.
     """
 
-    receptive_field: int = Field(32, ge=16, le=256)
-    stride: int = Field(4, ge=2, le=32)
-    width: int = Field(64, ge=8, le=512)
-    task: Literal["cutpaste-binary", "cutpaste-scar", "cutpaste-union", "cutpaste-3way"] = "cutpaste-binary"
-    steps: Steps = 1500
-    rate: Rate = 0.03
-    batch: int = Field(32, ge=2, le=4096)
-    exam_steps: Interval = 500
+    receptive_field: int = Field(
+        32, ge=16, le=256, description="side of a crop, in pixels; a multiple of 2 · stride, at least 4 · stride"
+    )
+    stride: int = Field(4, ge=2, le=32, description="pixels from one scored position to the next; a power of two")
+    width: int = Field(64, ge=8, le=512, description="features of a position")
+    task: Literal["cutpaste-binary", "cutpaste-scar", "cutpaste-union", "cutpaste-3way"] = Field(
+        "cutpaste-binary", description="what crops are told apart by"
+    )
+    steps: Steps = Field(1500, description="of the training; no phase for the head alone")
+    rate: Rate = Field(0.03, description="learning rate at the beginning (SGD)")
+    batch: int = Field(32, ge=2, le=4096, description="crops a step")
+    exam_steps: Interval = Field(500, description="steps between exams")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -350,20 +419,14 @@ def check_patch_geometry(receptive_field: int, stride: int) -> None:
 
 
 class ViewParams(_Section):
-    """What the network of NSA sees of an image; lengths in pixels at 256 px, scaled with the image.
+    """What the network of NSA sees of an image; lengths in pixels at 256 px, scaled with the image."""
 
-    resize: side that the whole image is brought to. rotation: largest turn about the middle, in degrees.
-    centre: side of the middle square that is kept. crop: side of the square cut from it at any place.
-    flip: how half of the views are mirrored: "left-right" or "upside-down"; false for not at all.
-    test: side of the middle square that is scored; 0 for the whole image.
-    """
-
-    resize: int = Field(256, ge=32, le=1024)
-    rotation: float = Field(0.0, ge=0, le=180)
-    centre: int = Field(256, ge=32, le=1024)
-    crop: int = Field(256, ge=32, le=1024)
-    flip: Literal[False, "left-right", "upside-down"] = False
-    test: int = Field(0, ge=0, le=256)
+    resize: int = Field(256, ge=32, le=1024, description="side that the whole image is brought to")
+    rotation: float = Field(0.0, ge=0, le=180, description="largest turn about the middle, in degrees")
+    centre: int = Field(256, ge=32, le=1024, description="side of the middle square that is kept")
+    crop: int = Field(256, ge=32, le=1024, description="side of the square cut from it at a random position")
+    flip: Literal[False, "left-right", "upside-down"] = Field(False, description="how half of the views are mirrored")
+    test: int = Field(0, ge=0, le=256, description="side of the middle square that is scored; 0 for the whole image")
 
     @model_validator(mode="after")
     def _within(self) -> Self:
@@ -376,41 +439,43 @@ class ViewParams(_Section):
 
 
 class NetworkParams(_Section):
-    """The network of nsa-binary, -continuous, -logistic, fpi and pii (`components.learning.decoder`), and how it is
-    trained.
+    """The network of nsa-binary, -continuous, -logistic, fpi and pii, and how it is trained.
 
-    strides: of the encoder's levels which the decoder reads, the deepest first. reduction: channels of the decoder's
-    1×1 convolutions. widths: its channels after each doubling; linear interpolation goes the rest of the way.
-    frozen: the encoder's first blocks that stay as they are (0: all learn, the stem too).
-    head_steps, head_rate: a first phase in which only the decoder learns. steps: of the second, in which all does;
-    epochs: passes over the images to learn from instead, where not 0; epochs_of: the same by category.
-    rate, final_rate: Adam's at the beginning and the end of the second phase. batch, freeze_batch_norm, precision,
-    exam_steps: as in `training`, which gives the rest.
-    object_view, texture_view: what is seen of objects and of textures; `rotated`: the only categories that are turned,
-    all where empty.
-    keep: "exam" keeps the detector before training where the network's mark is worse by more than fit.margin;
-    "always" serves the network anyhow. Either says so.
+    It is in `components.learning.decoder`; what is not said here `training` says, but for the optimizer, which is Adam
+    without weight decay.
     """
 
-    strides: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], _List] = Field((32,), min_length=1)
-    reduction: Widths = (256, 128)
-    widths: Widths = (64, 64, 32, 32, 16)
-    frozen: int = Field(0, ge=0, le=1000)
-    freeze_batch_norm: bool = False
-    head_steps: Steps = 0
-    head_rate: Rate = 1e-3
-    steps: Steps = 0
-    epochs: Steps = 0
-    epochs_of: dict[Category, Steps] = {}
-    rate: Rate = 1e-3
-    final_rate: FinalRate = 1e-6
-    batch: Batch = 64
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    exam_steps: Interval = 50
-    object_view: ViewParams = ViewParams()
-    texture_view: ViewParams = ViewParams()
-    rotated: Categories = ()
-    keep: Literal["exam", "always"] = "exam"
+    strides: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], _List] = Field(
+        (32,), min_length=1, description="of the encoder's levels that the decoder reads, the deepest first, in pixels"
+    )
+    reduction: Widths = Field((256, 128), description="channels of the decoder's 1×1 convolutions")
+    widths: Widths = Field(
+        (64, 64, 32, 32, 16),
+        description="the decoder's channels after each doubling; linear interpolation goes the rest of the way",
+    )
+    frozen: int = Field(
+        0, ge=0, le=1000, description="first blocks of the encoder that stay as they are; 0: all learn, the stem too"
+    )
+    freeze_batch_norm: bool = Field(False, description="as in training")
+    head_steps: Steps = Field(0, description="of a first phase, in which only the decoder learns")
+    head_rate: Rate = Field(1e-3, description="its learning rate at the beginning (Adam)")
+    steps: Steps = Field(0, description="of the second phase, in which all learns")
+    epochs: Steps = Field(0, description="passes over the images to learn from, instead of steps; 0: steps count")
+    epochs_of: dict[Category, Steps] = Field({}, description="the same by category, such as {screw: 320}")
+    rate: Rate = Field(1e-3, description="learning rate of the second phase at the beginning")
+    final_rate: FinalRate = Field(1e-6, description="and at its end")
+    batch: Batch = Field(64, description="samples a step")
+    precision: Literal["auto", "fp32", "bf16"] = Field("fp32", description="as in training")
+    exam_steps: Interval = Field(50, description="steps between exams")
+    object_view: ViewParams = Field(
+        ViewParams(), description="what the network sees of an object; lengths in pixels at 256 px"
+    )
+    texture_view: ViewParams = Field(ViewParams(), description="what it sees of a texture")
+    rotated: Categories = Field((), description="the only categories whose views are turned; empty: all")
+    keep: Literal["exam", "always"] = Field(
+        "exam",
+        description="what serves: by the exam what was before training, if better by fit.margin; or always the network",
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -435,37 +500,48 @@ class NetworkParams(_Section):
 
 
 class FitParams(_Section):
-    """The density: which compositions sit the exam, and how many of the best are averaged.
-
-    folds: of the exam and of cross-fitted scores. margin: by which a trained representation must be better.
-    refit: where there are at most 1000 good images, the densities learn the held-out ones too in the end, and the
-        threshold comes from their cross-fitted scores; without, it is a split-conformal one with its exact guarantee.
+    """The densities: which compositions sit the exam, and how many of the best are averaged.
 
     What is "auto" (or empty) the exam chooses, among the family in `components.detection.compositions`; anything else
-    holds for every composition that sits it.
-
-    levels: of the backbone: its blocks b0, b1, … and "head", the pooled feature.
-    layout: "image" (one vector an image), "shared", "location" or "pooled", see `GaussianDensity`.
-    density: a Gaussian with this covariance, or a kernel density, which describes whole images only.
-    combine: one density of all levels together, or one for each, the "sum" of whose distances counts.
-    copies: what densities learn from besides the good images: "geometric" or "photometric" copies of them, or none.
-    map: "dense" distances of locations; "gradcam" of the pooled feature's distance or "gradcam-logit" of the trained
-        head's log-odds of a defect, at the block `gradcam_level` (empty: the deepest that counts). "auto" is dense
-        where something dense is fitted, else gradcam.
+    holds for every composition that sits it. For the layouts see `components.density.gaussian.GaussianDensity`.
     """
 
-    folds: int = Field(4, ge=2, le=50)
-    best: int = Field(1, ge=1, le=100)
-    margin: float = Field(0.0, ge=0, lt=1)
-    refit: bool = True
-    levels: Annotated[tuple[Level, ...], _List, _checked(check_once)] = ()
-    layout: Literal["auto", "image", "shared", "location", "pooled"] = "auto"
-    density: Literal["auto", "gaussian", "kernel"] = "auto"
-    covariance: Literal["auto", "ledoit-wolf", "oas", "empirical", "ridge", "low-rank"] = "auto"
-    combine: Literal["concatenate", "sum"] = "concatenate"
-    copies: Literal["auto", "none", "geometric", "photometric"] = "auto"
-    map: Literal["auto", "dense", "gradcam", "gradcam-logit"] = "auto"
-    gradcam_level: Literal[""] | Level = ""
+    folds: int = Field(4, ge=2, le=50, description="of the exam and of cross-fitted scores")
+    best: int = Field(1, ge=1, le=100, description="compositions, the best of the exam, whose scores are averaged")
+    margin: float = Field(
+        0.0, ge=0, lt=1, description="by which a trained representation's mark must be better, as a difference of AUROC"
+    )
+    refit: bool = Field(
+        True,
+        description="true: of up to 1000 good images densities learn the held-out ones too in the end, and the "
+        "threshold comes from cross-fitted scores; false: never, and it is split-conformal with its exact guarantee",
+    )
+    levels: Annotated[tuple[Level, ...], _List, _checked(check_once)] = Field(
+        (), description="of the backbone: blocks b0, b1 … and head, the pooled feature; empty: the exam chooses"
+    )
+    layout: Literal["auto", "image", "shared", "location", "pooled"] = Field(
+        "auto", description="one vector an image; one Gaussian for all locations, or for each; or of pooled features"
+    )
+    density: Literal["auto", "gaussian", "kernel"] = Field(
+        "auto", description="a kernel density goes with whole images only"
+    )
+    covariance: Literal["auto", "ledoit-wolf", "oas", "empirical", "ridge", "low-rank"] = Field(
+        "auto", description="how a Gaussian's covariance is estimated"
+    )
+    combine: Literal["concatenate", "sum"] = Field(
+        "concatenate", description="one density of all levels together, or the sum of the distances of one for each"
+    )
+    copies: Literal["auto", "none", "geometric", "photometric"] = Field(
+        "auto", description="copies of the good images from which densities learn too"
+    )
+    map: Literal["auto", "dense", "gradcam", "gradcam-logit"] = Field(
+        "auto",
+        description="distances of locations, GradCAM of the pooled feature's distance, or GradCAM of the trained "
+        "head's log-odds of a defect; auto: dense where something dense is fitted, else gradcam",
+    )
+    gradcam_level: Literal[""] | Level = Field(
+        "", description="block of GradCAM, such as b4; empty: the deepest that counts"
+    )
 
     @property
     def image_only(self) -> str:
@@ -490,87 +566,111 @@ class FitParams(_Section):
 
 
 class ThresholdParams(_Section):
-    """The alarm threshold, from held-out good images alone: the share of good parts that may be called defective."""
+    """The alarm threshold, from held-out good images alone."""
 
-    false_alarm_rate: float = Field(0.02, gt=0, lt=1)
-    confidence: float = Field(0.95, gt=0, lt=1)
+    false_alarm_rate: float = Field(
+        0.02, gt=0, lt=1, description="share of good parts that may be called defective, 0 to 1"
+    )
+    confidence: float = Field(0.95, gt=0, lt=1, description="with which that is promised, 0 to 1")
 
 
 class EvaluationParams(_Section):
     """What is measured on the test images."""
 
-    aupro_fpr_limit: float = Field(0.3, gt=0, le=1)
-    bootstrap: int = Field(500, ge=0, le=1_000_000)
-    gallery: int = Field(12, ge=1, le=1000)
+    aupro_fpr_limit: float = Field(
+        0.3, gt=0, le=1, description="false-positive rate of pixels up to which AUPRO integrates"
+    )
+    bootstrap: int = Field(500, ge=0, le=1_000_000, description="resamples of the figures' intervals; 0 for none")
+    gallery: int = Field(12, ge=1, le=1000, description="most images in the gallery of anomaly maps")
 
 
 class IngestParams(_Section):
-    """New images that arrive: where from, what is let in, and when it is learned.
+    """New images that arrive: where from, what is let in, when it is learned."""
 
-    source: the inbox, a folder or s3://BUCKET/PREFIX with one folder per category; accepted, held and quarantined
-    images go to folders of these names beside it.
-    settle_seconds: a file that changed within that time is still being copied, and is left alone.
-    max_files, max_batch_bytes: of one batch; what is above waits for the next. max_bytes: of one file.
-    near_distance: share of differing bits up to which an image is a near-duplicate; 0 for identical hashes only.
-    max_deviations: how far brightness, sharpness … may lie from the category's median, in robust deviations.
-    drift: whether a batch whose distribution differs from the training images is only reported or held as a whole.
-    drift_level: family-wise error rate of that test. drift_min: fewest images to test.
-    hold_below: share of good images that may be held for a person because the champion finds them suspicious: by their
-    p-value, or where the held-out images are too few for it, by how far the score lies beyond theirs.
-    retrain_images, retrain_hours: a category is retrained once it has so many images that its latest model does not
-    know, or has had some for so many hours.
-    """
-
-    source: Annotated[Line, _checked(check_inbox)] = "arriving/inbox"
-    settle_seconds: float = Field(5.0, ge=0, le=86_400)
-    max_files: int = Field(10_000, ge=1, le=MOST_IMAGES)
-    max_bytes: Bytes = 100_000_000
-    max_batch_bytes: Bytes = 20_000_000_000
-    near_distance: float = Field(0.05, ge=0, lt=0.25)
-    max_deviations: float = Field(8.0, gt=0, le=MOST_DEVIATIONS)
-    drift: Literal["warn", "stop"] = "warn"
-    drift_level: float = Field(0.001, gt=0, lt=1)
-    drift_min: int = Field(20, ge=2, le=MOST_IMAGES)
-    hold_below: float = Field(0.01, gt=0, lt=1)
-    retrain_images: int = Field(10, ge=1, le=MOST_IMAGES)
-    retrain_hours: float = Field(24.0, ge=0, le=MOST_HOURS)
+    source: Annotated[Line, _checked(check_inbox)] = Field(
+        "arriving/inbox",
+        description="folder or s3://BUCKET/PREFIX, in it a folder a category; accepted/, held/ … go beside it",
+    )
+    settle_seconds: float = Field(
+        5.0,
+        ge=0,
+        le=86_400,
+        description="a file that changed within this time is still being copied, and is left alone",
+    )
+    max_files: int = Field(10_000, ge=1, le=MOST_IMAGES, description="of one batch; the rest waits for the next")
+    max_bytes: Bytes = Field(100_000_000, description="of one file")
+    max_batch_bytes: Bytes = Field(20_000_000_000, description="of one batch; the rest waits for the next")
+    near_distance: float = Field(
+        0.05,
+        ge=0,
+        lt=0.25,
+        description="share of differing bits up to which an image is a near-duplicate; 0: identical hashes only",
+    )
+    max_deviations: float = Field(
+        8.0,
+        gt=0,
+        le=MOST_DEVIATIONS,
+        description="how far brightness, sharpness … may lie from the category's median, in robust deviations",
+    )
+    drift: Literal["warn", "stop"] = Field(
+        "warn", description="what happens to a batch that differs from the training images as a whole: said, or held"
+    )
+    drift_level: float = Field(0.001, gt=0, lt=1, description="family-wise error rate of that test")
+    drift_min: int = Field(20, ge=2, le=MOST_IMAGES, description="fewest images for that test")
+    hold_below: float = Field(
+        0.01,
+        gt=0,
+        lt=1,
+        description="share of good images that may be held for a person because they look defective to the champion: "
+        "by p-value or, where too few are held out for it, by how far the score lies beyond theirs",
+    )
+    retrain_images: int = Field(10, ge=1, le=MOST_IMAGES, description="new images of a category that retrain it")
+    retrain_hours: float = Field(24.0, ge=0, le=MOST_HOURS, description="hours after which fewer do")
 
 
 class FirstParams(_Section):
-    """What the first version of a category must have to be its champion by itself; else it stays a challenger.
+    """What the first version of a category must have to be its champion by itself; else it stays a challenger."""
 
-    held_out: held-out good images by which the threshold is set. mark: image mark of the synthetic exam, an AUROC: a
-    little over chance, as its defects are often fainter than real ones.
-    """
-
-    held_out: int = Field(10, ge=1, le=MOST_IMAGES)
-    mark: float = Field(0.55, ge=0, le=1)
+    held_out: int = Field(
+        10, ge=1, le=MOST_IMAGES, description="fewest held-out good images, by which the threshold is set"
+    )
+    mark: float = Field(
+        0.55,
+        ge=0,
+        le=1,
+        description="least image mark in the exam, an AUROC; its defects are often fainter than real ones",
+    )
 
 
 class GateParams(_Section):
     """What a version must have to be promoted without a person."""
 
-    first: FirstParams = FirstParams()
+    first: FirstParams = Field(
+        FirstParams(),
+        description="what a category's first version needs to become its champion; else it stays a challenger",
+    )
 
 
 class ArchiveParams(_Section):
     """A published archive: its address, and the SHA-256 of its content in hex."""
 
-    url: Annotated[Line, Field(pattern=r"^https?://\S+$")]
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    url: Annotated[Line, Field(pattern=r"^https?://\S+$")] = Field(description="of the archive")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the archive's content, in hex")
 
 
 class FetchLimits(_Section):
     """What a download may be at most, and how patient it is; `max_ratio` is unpacked bytes per byte of archive."""
 
-    max_archive_bytes: Bytes = 20_000_000_000
-    max_files: int = Field(200_000, gt=0, le=100 * MOST_IMAGES)
-    max_file_bytes: Bytes = 500_000_000
-    max_bytes: Bytes = 50_000_000_000
-    max_ratio: float = Field(100.0, gt=0, le=1e6)
-    attempts: int = Field(6, ge=1, le=100)
-    backoff_seconds: float = Field(1.0, ge=0, le=60)
-    timeout_seconds: float = Field(30.0, gt=0, le=3600)
+    max_archive_bytes: Bytes = Field(20_000_000_000, description="of the download")
+    max_files: int = Field(200_000, gt=0, le=100 * MOST_IMAGES, description="in the archive")
+    max_file_bytes: Bytes = Field(500_000_000, description="of one file in it")
+    max_bytes: Bytes = Field(50_000_000_000, description="of all files in it")
+    max_ratio: float = Field(100.0, gt=0, le=1e6, description="unpacked bytes per byte of archive")
+    attempts: int = Field(6, ge=1, le=100, description="before a download is given up")
+    backoff_seconds: float = Field(
+        1.0, ge=0, le=60, description="before the second attempt; doubled before each further one"
+    )
+    timeout_seconds: float = Field(30.0, gt=0, le=3600, description="without a byte, after which an attempt has failed")
 
 
 class FetchParams(_Section):
@@ -579,39 +679,47 @@ class FetchParams(_Section):
     MVTec AD (5.3 GB) may be used for non-commercial purposes only (CC BY-NC-SA 4.0).
     """
 
-    archives: dict[Category, ArchiveParams] = {
-        "mvtec": ArchiveParams(
-            url="https://www.mydrive.ch/shares/150996/b52ecdcbf521176e9db9c731f2304b27/download/"
-            "420938113-1629960298/mvtec_anomaly_detection.tar.xz",
-            sha256="cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d",
-        )
-    }
-    limits: FetchLimits = FetchLimits()
+    archives: dict[Category, ArchiveParams] = Field(
+        {
+            "mvtec": ArchiveParams(
+                url="https://www.mydrive.ch/shares/150996/b52ecdcbf521176e9db9c731f2304b27/download/"
+                "420938113-1629960298/mvtec_anomaly_detection.tar.xz",
+                sha256="cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d",
+            )
+        },
+        description="published data sets by name; correct the address where a publisher moved one",
+    )
+    limits: FetchLimits = Field(FetchLimits(), description="what a download may be at most, and how patient it is")
 
 
 class Params(_Section):
     """All of `params.yaml`."""
 
-    method: Method = "cutpaste-3way"
-    seed: Seed = 0
-    threads: int = Field(2, ge=1, le=MOST_THREADS)
+    method: Method = Field("cutpaste-3way", description="what is learned with, as docs/methods.md says of each")
     data: DataParams
-    limits: LimitParams = LimitParams()
-    demo: DemoParams = DemoParams()
-    fetch: FetchParams = FetchParams()
-    ingest: IngestParams = IngestParams()
-    gate: GateParams = GateParams()
     image: ImageParams = ImageParams()
+    threshold: ThresholdParams = ThresholdParams()
+    ingest: IngestParams = IngestParams()
     validation: ValidationParams = ValidationParams()
     synthesis: SynthesisParams = SynthesisParams()
-    nsa: NsaSection = NsaSection()
     backbone: BackboneParams = BackboneParams()
     training: TrainingParams = TrainingParams()
+    fit: FitParams = FitParams()
+    evaluation: EvaluationParams = EvaluationParams()
+    gate: GateParams = GateParams()
+    seed: Seed = Field(0, description="of every random draw")
+    threads: int = Field(
+        2,
+        ge=1,
+        le=MOST_THREADS,
+        description="of numerical libraries; sums depend on it: the same number gives the same bytes",
+    )
+    limits: LimitParams = LimitParams()
+    nsa: NsaSection = NsaSection()
     patch: PatchLevelParams = PatchLevelParams()
     network: NetworkParams = NetworkParams()
-    fit: FitParams = FitParams()
-    threshold: ThresholdParams = ThresholdParams()
-    evaluation: EvaluationParams = EvaluationParams()
+    demo: DemoParams = DemoParams()
+    fetch: FetchParams = FetchParams()
 
     @model_validator(mode="after")
     def _patches_fit(self) -> Self:

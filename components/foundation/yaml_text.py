@@ -4,10 +4,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML, YAMLError
+import yaml as yaml_1_1
+from ruamel.yaml import YAML, RoundTripRepresenter, ScalarNode, YAMLError
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.scalarstring import SingleQuotedScalarString
 
 from components.foundation.errors import UserError, printable
 
+TEXT_TAG = "tag:yaml.org,2002:str"
 CONFLICT = re.compile(r"^(<{7}|>{7}) ", re.MULTILINE)
 _MOST_SIGNS = 200  # of the library's reason
 
@@ -52,3 +56,39 @@ def _reason(error: Exception) -> str:
     words = getattr(error, "problem", None) or str(error)
     place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     return place + printable(" ".join(str(words).split()))[:_MOST_SIGNS].rstrip(".")
+
+
+class _Representer(RoundTripRepresenter):
+    """Writes every text in quotes that a reader of YAML 1.1 (PyYAML) would take for something else, such as off."""
+
+    def represent_str(self, data: Any) -> ScalarNode:
+        resolver = yaml_1_1.resolver.Resolver()
+        is_text = resolver.resolve(yaml_1_1.ScalarNode, data, (True, False)) == TEXT_TAG
+        return self.represent_scalar(TEXT_TAG, data, None if is_text else "'")
+
+
+_Representer.add_representer(str, _Representer.represent_str)
+
+
+def yaml_editor() -> YAML:
+    """A reader and writer that keeps comments, order and quotes."""
+    yaml = YAML()
+    yaml.width, yaml.preserve_quotes = 120, True
+    yaml.Representer = _Representer
+    return yaml
+
+
+def flow_style(value: Any, depth: int = 5) -> Any:
+    """The same value for `yaml_editor`, which writes a list or mapping of it in one line: [0.02, 0.15].
+
+    depth: what lies deeper is left as it is; a list may hold itself.
+    """
+    flowing: CommentedMap | CommentedSeq
+    if isinstance(value, dict) and depth:
+        flowing = CommentedMap({key: flow_style(item, depth - 1) for key, item in value.items()})
+    elif isinstance(value, list | tuple) and depth:
+        flowing = CommentedSeq([flow_style(item, depth - 1) for item in value])
+    else:  # the library writes an address in a flow without quotes, and cannot read it then
+        return SingleQuotedScalarString(value) if isinstance(value, str) and ":" in value else value
+    flowing.fa.set_flow_style()
+    return flowing

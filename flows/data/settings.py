@@ -5,19 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml as yaml_1_1
-from ruamel.yaml import YAML, RoundTripRepresenter, ScalarNode
-
 from components.foundation.errors import UserError
 from components.foundation.files import held_lock, sha256_file, write_text
 from components.foundation.params import PARAMS, Params, data_params, load_params, parse_params, read_preset
-from components.foundation.yaml_text import parse_yaml, read_utf8
+from components.foundation.yaml_text import flow_style, parse_yaml, read_utf8, yaml_editor
 from flows.data.git import BusyError
 
 OPTIONS = f"With these options {PARAMS}"
 LOCK = Path(".flawline/locks/params.lock")
 LOCK_SECONDS = 30.0
-TEXT_TAG = "tag:yaml.org,2002:str"
 KEPT_BY_PRESETS = frozenset({"data", "demo", "fetch", "gate", "ingest", "limits", "seed", "threads"})
 
 
@@ -46,7 +42,7 @@ def edit_params(
 
 def edited_text(text: str, values: Mapping[str, Any], preset: str | None = None) -> str:
     """The text of a params.yaml with a preset, then dotted values put in; UserError where it cannot be read."""
-    yaml = _editor()
+    yaml = yaml_editor()
     content = parse_yaml(text, str(PARAMS), yaml)
     if preset is not None:
         _apply_preset(content, read_preset(preset))
@@ -66,38 +62,23 @@ def _busy() -> BusyError:
     return BusyError("Another process is editing params.yaml: run this again later.")
 
 
-class _Representer(RoundTripRepresenter):
-    """Writes every text in quotes that a reader of YAML 1.1 (PyYAML) would take for something else, such as off."""
-
-    def represent_str(self, data: Any) -> ScalarNode:
-        resolver = yaml_1_1.resolver.Resolver()
-        is_text = resolver.resolve(yaml_1_1.ScalarNode, data, (True, False)) == TEXT_TAG
-        return self.represent_scalar(TEXT_TAG, data, None if is_text else "'")
-
-
-_Representer.add_representer(str, _Representer.represent_str)
-
-
-def _editor() -> YAML:
-    """A reader and writer that keeps comments, order and quotes."""
-    yaml = YAML()
-    yaml.width, yaml.preserve_quotes = 120, True
-    yaml.Representer = _Representer
-    return yaml
-
-
 def _apply_preset(content: Any, preset: Mapping[str, Any]) -> None:
     """Set every key of every section that presets govern, to the preset's value or else to the default."""
     defaults = Params(data=data_params("data", ["any"])).model_dump(mode="json")
     for section, default in defaults.items():
         if section in KEPT_BY_PRESETS:
             continue
-        chosen = preset.get(section, {} if isinstance(default, dict) else default)
-        if not isinstance(default, dict):
-            content[section] = chosen
-            continue
-        for key in {**default, **chosen}:
-            content.setdefault(section, {})[key] = chosen.get(key, default.get(key))
+        _set_all(content, section, default, preset.get(section, default))
+
+
+def _set_all(content: Any, key: str, default: Any, chosen: Any) -> None:
+    """Set a value; of a section every value by itself, the default where none was chosen, so that its comments stay."""
+    if not isinstance(default, dict) or not default:
+        _set(content, key, chosen)
+        return
+    section = content.setdefault(key, {})
+    for name, value in default.items():
+        _set_all(section, name, value, chosen.get(name, value))
 
 
 def _digest_of_weights(changes: Mapping[str, Any]) -> dict[str, str]:
@@ -121,5 +102,10 @@ def _set_dotted(content: Any, key: str, value: Any) -> None:
         content = content.setdefault(section, {})
         if not hasattr(content, "setdefault"):
             raise UserError(f"'{section}' in '{key}' is no section of params.yaml: check the name.")
+    _set(content, name, value)
+
+
+def _set(content: Any, name: str, value: Any) -> None:
+    """Set a value where it is not there yet; a list in one line. True is not 1 here."""
     if name not in content or content[name] != value or isinstance(content[name], bool) is not isinstance(value, bool):
-        content[name] = value
+        content[name] = flow_style(value)
