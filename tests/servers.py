@@ -3,9 +3,11 @@
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -75,18 +77,24 @@ def prefect_server(folder: Path) -> Iterator[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     with running(command, port, folder / "server.log", kept | own):
         url = f"http://127.0.0.1:{port}/api"
-        _wait_until_healthy(url, folder / "server.log")
+        _wait_until_answers(f"{url}/health", folder / "server.log")
         yield url
 
 
 @contextlib.contextmanager
 def running(
-    command: list[str], port: int, log: Path, environment: dict[str, str] | None = None
+    command: list[str], port: int, log: Path, environment: dict[str, str] | None = None, user: str | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server in a session of its own; the block begins when its port answers, and the server ends with it."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+            command,
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
+            user=user,
         )
     try:
         _wait_for(process, port, log)
@@ -112,16 +120,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_until_healthy(url: str, log: Path) -> None:
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
-            if answer.status == 200:
-                return
-        time.sleep(0.2)
-    raise RuntimeError(f"{url} is not healthy: {log.read_text(errors='replace')[-2000:]}")
-
-
 def _wait_for(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
@@ -131,3 +129,67 @@ def _wait_for(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
             break
         time.sleep(0.05)
     raise RuntimeError(f"{process.args!r} does not answer: {log.read_text(errors='replace')[-2000:]}")
+
+
+@contextlib.contextmanager
+def mlflow_server(folder: Path, store: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run an MLflow server on a port until the block ends, its artifacts in `folder`; yields its process.
+
+    store: the database, as SQLAlchemy calls it. The server is a session of its own: `kill_session` ends it at once.
+    """
+    places = {"--backend-store-uri": store, "--artifacts-destination": f"{folder}/store"}
+    options = {"--host": "127.0.0.1", "--port": str(port), "--workers": "1", **places}
+    command = [sys.executable, "-m", "mlflow", "server", *(word for option in options.items() for word in option)]
+    folder.mkdir(parents=True, exist_ok=True)
+    with running(command, port, folder / "server.log") as process:
+        _wait_until_answers(f"http://127.0.0.1:{port}/health", folder / "server.log")
+        try:
+            yield process
+        finally:
+            kill_session(process)
+
+
+def kill_session(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a server that `running` has started, and all that it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextlib.contextmanager
+def postgres_server() -> Iterator[str]:
+    """Run a PostgreSQL server with a database of its own until the block ends; yields the URI that MLflow takes.
+
+    The server does not run as root: root runs it as the user "postgres", to whom the folder is given.
+    """
+    programs = postgres_programs()
+    assert programs, "no PostgreSQL server is installed"
+    port, user = free_port(), "postgres" if os.geteuid() == 0 else None
+    folder = Path(tempfile.mkdtemp(prefix="flawline-postgres-"))
+    try:
+        if user:
+            shutil.chown(folder, user)
+        made = [f"{programs}/initdb", "-D", f"{folder}/data", "-U", "flawline", "-A", "trust", "--no-sync"]
+        subprocess.run(made, user=user, cwd=folder, check=True, capture_output=True)
+        served = [f"{programs}/postgres", "-D", f"{folder}/data", "-p", str(port), "-k", str(folder), "-h", "127.0.0.1"]
+        with running(served, port, folder / "server.log", user=user):
+            yield f"postgresql://flawline@127.0.0.1:{port}/postgres"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def postgres_programs() -> str | None:
+    """The folder of PostgreSQL's server programs; None where it is not installed."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    program = shutil.which("postgres") or (found[-1] if found else None)
+    return os.fspath(Path(program).resolve().parent) if program else None
+
+
+def _wait_until_answers(url: str, log: Path) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+            if answer.status == 200:
+                return
+        time.sleep(0.2)
+    raise RuntimeError(f"{url} does not answer: {log.read_text(errors='replace')[-2000:]}")

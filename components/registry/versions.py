@@ -2,8 +2,7 @@
 
 A version is a capsule; registering the same capsule again gives the version that is there. The alias `champion` says
 which version is served, `challenger` which one is the candidate, `previous` what a roll-back returns to. MLflow sets
-aliases without looking, so every move of one happens under the project's own lock, and is written to a journal before
-(`intended`) and after (`done`): a crash in between leaves one champion, and the next call completes the move.
+aliases without looking: they are moved by `components.registry.promotion`, and by `register` for a new challenger.
 """
 
 import json
@@ -11,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from components.foundation.errors import UserError
 from components.foundation.files import held_lock, is_digest, new_directory
 from components.foundation.mlflow_store import database_of, database_uri
 from components.foundation.names import check_category_name, is_category_name
-from components.registry.journal import Kind, Move, append_move, champion_at, champion_before, now, read_moves
+from components.registry.journal import Move, champion_at, decided, read_moves
 from components.registry.packaging import save_model
 from components.registry.version_lookup import known_models, version_tag
 from components.tracking.connection import (
@@ -117,7 +116,8 @@ def register(
 ) -> Version:
     """Register a capsule as the next version, with the alias `challenger`.
 
-    The same capsule again gives its version, with these figures.
+    The same capsule again gives its version, with these figures; what was decided of it stays: a version that was
+    rejected, or had to go as champion, is no challenger again.
 
     The capsule is loaded first, which checks its digests and its golden scores. Its MLflow model is made of code
     (`components.registry.served_model`) and needs no network to be made.
@@ -133,7 +133,7 @@ def register(
     from components.detection.capsule import load_capsule, read_card
 
     card = read_card(capsule_dir)
-    with _locked(category), server_errors_explained():
+    with locked(category), server_errors_explained():
         client, experiment = connect()
         found = _find_digest(client, category, card["digest"])
         if found is None:
@@ -142,61 +142,27 @@ def register(
             found = _new_version(client, experiment, category, capsule_dir, run_id, tags)
         elif dict(found.metrics) != dict(metrics):
             _renew_figures(client, found, run_id, _version_tags(card, metrics, method, by_kind or {}))
-        aliases = _aliases(client, category)
-        if aliases.get(CHAMPION) != found.number:
+        aliases = aliases_of(client, category)
+        if aliases.get(CHAMPION) != found.number and decided(journal(category), found.number) is None:
             client.set_registered_model_alias(model_name(category), CHALLENGER, str(found.number))
             _note_challenger(client, category, found.number, aliases)
         if run_id:
             _link_to_version(client, run_id, category, found.number)
-        return _version(client, category, found.number)
-
-
-def promote(category: str, number: int, reason: str) -> Version:
-    """Make a version the champion, and the champion until now `previous`; no effect where it is the champion already.
-
-    A promotion that was cut short before is completed first. Raises UserError for a version that does not exist.
-    """
-    with _locked(category), server_errors_explained():
-        client, _ = connect()
-        target = _version(client, category, number)
-        champion = _settle(client, category)
-        if champion != number:
-            _move(client, category, _intended("promote", champion, target, champion, reason))
-        return _version(client, category, number)
+        return version_of(client, category, found.number)
 
 
 def note_verdict(category: str, number: int, verdict: str) -> None:
     """Write what became of a version, and why, on it and on its run: the column "verdict" of MLflow's list."""
     with server_errors_explained():
-        _note_verdict(connect()[0], category, number, verdict)
-
-
-def roll_back(category: str, reason: str = "roll-back") -> Version:
-    """Make `previous` the champion again; `previous` becomes the champion before that one, where the journal has one.
-
-    Raises UserError where there is nothing to return to.
-    """
-    with _locked(category), server_errors_explained():
-        client, _ = connect()
-        champion = _settle(client, category)
-        number = _aliases(client, category).get(PREVIOUS)
-        if number is None:
-            raise UserError(f"{category} has no previous version to return to: promote one by its number.")
-        target = _version(client, category, number)
-        _move(
-            client,
-            category,
-            _intended("roll back", champion, target, champion_before(journal(category), number), reason),
-        )
-        return _version(client, category, number)
+        write_verdict(connect()[0], category, number, verdict)
 
 
 def champion(category: str) -> Version | None:
     """The version that is served, or None."""
     with server_errors_explained():
         client, _ = connect()
-        number = _aliases(client, category).get(CHAMPION)
-        return None if number is None else _version(client, category, number)
+        number = aliases_of(client, category).get(CHAMPION)
+        return None if number is None else version_of(client, category, number)
 
 
 def which_model(category: str, at: datetime) -> Move | None:
@@ -224,7 +190,7 @@ def find_version(category: str, number: int | None = None) -> Version:
         client, _ = connect()
         if number is None:
             return _shown_first(client, category)
-        return _version(client, category, number)
+        return version_of(client, category, number)
 
 
 def modelled_categories() -> list[str]:
@@ -244,10 +210,10 @@ def locate_capsule(category: str, which: str | int = CHAMPION) -> tuple[int, str
             return found[0], _checked_digest(category, *found)
     with server_errors_explained():
         client, _ = connect()
-        number = which if isinstance(which, int) else _aliases(client, category).get(which)
+        number = which if isinstance(which, int) else aliases_of(client, category).get(which)
         if number is None:
             raise _without_alias(client, category, str(which))
-        return number, _checked_digest(category, number, _version(client, category, number).digest)
+        return number, _checked_digest(category, number, version_of(client, category, number).digest)
 
 
 def download_capsule(category: str, which: str | int = CHAMPION) -> Path:
@@ -267,11 +233,11 @@ def download_capsule(category: str, which: str | int = CHAMPION) -> Path:
 
 def journal(category: str) -> list[Move]:
     """All lines of a category's journal, oldest first."""
-    return read_moves(_journal_path(category))
+    return read_moves(journal_path(category))
 
 
 @contextmanager
-def _locked(category: str) -> Iterator[None]:
+def locked(category: str) -> Iterator[None]:
     """One writer per category, among all processes and threads of this workspace."""
     check_category_name(category)
     path = STATE / "locks" / f"{category}.lock"
@@ -282,44 +248,17 @@ def _locked(category: str) -> Iterator[None]:
         yield
 
 
-def _intended(kind: Kind, source: int | None, target: Version, previous: int | None, reason: str) -> Move:
-    return Move(now(), "intended", kind, source, target.number, previous, target.digest, reason)
-
-
-def _move(client: "MlflowClient", category: str, move: Move) -> None:
-    """Write the intent, move the aliases, write that it is done."""
-    append_move(_journal_path(category), move)
-    _move_aliases(client, category, move)
-    append_move(_journal_path(category), move.closed("done"))
-
-
-def _move_aliases(client: "MlflowClient", category: str, move: Move) -> None:
-    """Bring the aliases to what the move says; the same again changes nothing, so a cut-short move is just repeated."""
-    name = model_name(category)
-    if move.previous is None:
-        client.delete_registered_model_alias(name, PREVIOUS)
-    else:
-        client.set_registered_model_alias(name, PREVIOUS, str(move.previous))
-    client.set_registered_model_alias(name, CHAMPION, str(move.target))
-    if _aliases(client, category).get(CHALLENGER) == move.target:
-        client.delete_registered_model_alias(name, CHALLENGER)
-    if move.target is not None:
-        _note_verdict(client, category, move.target, f"champion: {move.reason}")
-    if move.source is not None and move.source != move.target:
-        _note_verdict(client, category, move.source, f"was champion until version {move.target}: {move.reason}")
-
-
 def _note_challenger(client: "MlflowClient", category: str, number: int, before: Mapping[str, int]) -> None:
     """Say of a version that it is the challenger, and of the one before that it is not any more."""
     champion = before.get(CHAMPION)
     reason = f"version {champion} is the champion" if champion else "there is no champion yet"
-    _note_verdict(client, category, number, f"challenger: {reason}")
+    write_verdict(client, category, number, f"challenger: {reason}")
     last = before.get(CHALLENGER, number)
     if last != number:
-        _note_verdict(client, category, last, f"not promoted: version {number} came after it")
+        write_verdict(client, category, last, f"not promoted: version {number} came after it")
 
 
-def _note_verdict(client: "MlflowClient", category: str, number: int, verdict: str) -> None:
+def write_verdict(client: "MlflowClient", category: str, number: int, verdict: str) -> None:
     """Write what became of a version, and why, on it and on the run that made it, where that still exists."""
     from mlflow.exceptions import MlflowException
 
@@ -341,44 +280,13 @@ def _link_to_version(client: "MlflowClient", run_id: str, category: str, number:
             client.set_tag(run_id, NOTE, f"{note}\n\nRegistered as {link}.".strip())
 
 
-def _settle(client: "MlflowClient", category: str) -> int | None:
-    """Bring journal and aliases together, whatever happened since; return the number of the champion.
-
-    An intended move that was cut short is completed, if its target still exists and nobody moved the champion
-    elsewhere since; a champion that the journal does not know is noted as observed.
-    """
-    moves = journal(category)
-    if moves and moves[-1].state == "intended":
-        _complete(client, category, moves[-1])
-    number = _aliases(client, category).get(CHAMPION)
-    done = [move for move in journal(category) if move.state == "done"]
-    known = done[-1].target if done else None
-    if number != known:
-        digest = "" if number is None else _version(client, category, number).digest
-        append_move(
-            _journal_path(category),
-            Move(now(), "done", "observed", known, number, None, digest, "moved outside the project"),
-        )
-    return number
-
-
-def _complete(client: "MlflowClient", category: str, move: Move) -> None:
-    number = _aliases(client, category).get(CHAMPION)
-    if number not in (move.source, move.target) or not _exists(client, category, move.target):
-        append_move(_journal_path(category), move.closed("abandoned"))
-        return
-    previous = move.previous if _exists(client, category, move.previous) else None
-    _move_aliases(client, category, replace(move, previous=previous))
-    time = move.time if number == move.target else None  # where the champion had moved, it was before the crash
-    append_move(_journal_path(category), replace(move, previous=previous).closed("done", time))
-
-
-def _journal_path(category: str) -> Path:
+def journal_path(category: str) -> Path:
+    """The file of a category's journal."""
     check_category_name(category)
     return STATE / "journal" / f"{category}.jsonl"
 
 
-def _aliases(client: "MlflowClient", category: str) -> dict[str, int]:
+def aliases_of(client: "MlflowClient", category: str) -> dict[str, int]:
     """Alias → version number; empty where nothing is registered."""
     from mlflow.exceptions import MlflowException
 
@@ -391,10 +299,11 @@ def _aliases(client: "MlflowClient", category: str) -> dict[str, int]:
     return {alias: int(number) for alias, number in model.aliases.items()}
 
 
-def _version(client: "MlflowClient", category: str, number: int) -> Version:
+def version_of(client: "MlflowClient", category: str, number: int) -> Version:
+    """A version by its number; UserError where there is none."""
     from mlflow.exceptions import MlflowException
 
-    unknown = UserError(f"{category} has no version {number}: `flawline status` lists what is registered.")
+    unknown = UserError(f"{category} has no version {number}: `flawline models {category}` lists what is registered.")
     if number > MOST_VERSIONS:
         raise unknown
     try:
@@ -403,11 +312,12 @@ def _version(client: "MlflowClient", category: str, number: int) -> Version:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise unknown from error
-    aliases = _aliases(client, category)
+    aliases = aliases_of(client, category)
     return _as_version(category, found, tuple(sorted(alias for alias, at in aliases.items() if at == number)))
 
 
-def _exists(client: "MlflowClient", category: str, number: int | None) -> bool:
+def exists(client: "MlflowClient", category: str, number: int | None) -> bool:
+    """Whether there is a version of this number."""
     return number is not None and any(int(v.version) == number for v in _all_versions(client, category))
 
 
@@ -453,11 +363,11 @@ def _registered_categories(client: "MlflowClient") -> list[str]:
 
 def _status_versions(client: "MlflowClient", category: str) -> list[Version]:
     """The champion and the challenger, as far as there are; else the latest version; else none."""
-    aliases = _aliases(client, category)
+    aliases = aliases_of(client, category)
     numbers = [aliases[alias] for alias in (CHAMPION, CHALLENGER) if alias in aliases]
     if not numbers:
         numbers = sorted(int(found.version) for found in _all_versions(client, category))[-1:]
-    return [_version(client, category, number) for number in numbers]
+    return [version_of(client, category, number) for number in numbers]
 
 
 def _shown_first(client: "MlflowClient", category: str) -> Version:

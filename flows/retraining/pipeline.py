@@ -16,6 +16,7 @@ from components.foundation.files import read_json
 from components.foundation.names import check_category_names
 from components.foundation.params import Params, load_params
 from components.foundation.places import Places
+from components.registry import promotion
 from components.registry import versions as registry
 from components.registry.gate import missing_for_first
 from components.tracking import connection
@@ -71,7 +72,7 @@ def promote(category: str, version: int) -> str:
             f"stays the {registry.CHALLENGER}, with too little behind it to serve unseen: {'; '.join(missing)}. Add "
             "good images, or lower the floor in params.yaml, and run again"
         )
-    registry.promote(category, version, "first version")
+    promotion.promote(category, version, "first version")
     return f"is the {registry.CHAMPION}"
 
 

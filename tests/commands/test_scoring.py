@@ -16,7 +16,8 @@ from PIL import Image
 from components.detection.capsule import load_capsule
 from components.foundation.errors import UserError
 from components.foundation.limits import ImageLimits
-from components.registry.versions import note_verdict, promote, register
+from components.registry.promotion import promote
+from components.registry.versions import note_verdict, register
 from flows.commands.scoring import Scored, category_of, picture_name, score_images
 from tests.conftest import MakeCapsule
 from tests.project import TINY, is_one_sentence, write_image

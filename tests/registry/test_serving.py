@@ -24,7 +24,8 @@ Ask = Callable[[dict[str, Any] | bytes], tuple[int, bytes]]
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path, make_capsule: MakeCapsule) -> Iterator[Ask]:
     """Ask the champion of "bottle", served from the project's own database: status and body of the answer."""
-    from components.registry.versions import promote, register
+    from components.registry.promotion import promote
+    from components.registry.versions import register
 
     folder = tmp_path_factory.mktemp("served")
     (folder / ".flawline" / "mlflow").mkdir(parents=True)

@@ -1,14 +1,8 @@
 """A capsule is registered once, one version is served at any time, and the journal knows which one it was."""
 
 import json
-import logging
 import multiprocessing
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,19 +15,19 @@ import pytest
 from components.foundation.errors import UserError
 from components.foundation.files import digest_tree, read_json
 from components.registry import versions as registry
-from components.registry.journal import Move, append_move, champion_before, read_moves
+from components.registry.journal import Move, append_move, champions_before, read_moves
+from components.registry.promotion import promote, roll_back
 from components.registry.versions import (
     champion,
     download_capsule,
     journal,
     list_status,
-    promote,
-    roll_back,
     which_model,
 )
 from components.tracking import connection
 from components.tracking import runs as tracking
 from tests.conftest import MakeCapsule
+from tests.servers import free_port, mlflow_server
 
 METRICS = {"image_auroc": 0.991, "pixel_auroc": 0.973, "aupro": 0.925}
 JOURNAL = Path(".flawline/journal/bottle.jsonl")
@@ -256,7 +250,7 @@ def test_roll_backs_go_back_one_champion_each(versions: list[int]) -> None:
 )
 def test_champion_before(moves: list[tuple[Any, int]], number: int, before: int | None) -> None:
     done = [Move("2026-01-01T00:00:00+00:00", "done", kind, None, target, None, "", "") for kind, target in moves]
-    assert champion_before(done, number) == before
+    assert next(iter(champions_before(done, number)), None) == before
 
 
 class Crash(BaseException):
@@ -396,34 +390,11 @@ def test_an_unreachable_server_is_one_sentence(workspace: Path, monkeypatch: pyt
 
 @pytest.fixture
 def server(mlflow_database: Path, tmp_path: Path) -> Iterator[str]:
-    """A real MLflow server on a free loopback port, with artifacts through it; ended by its process group."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    """A real MLflow server on a free loopback port, with artifacts through it."""
+    port = free_port()
     shutil.copy(mlflow_database, tmp_path / "server.db")
-    places = {"--backend-store-uri": f"sqlite:///{tmp_path}/server.db", "--artifacts-destination": f"{tmp_path}/store"}
-    options = {"--host": "127.0.0.1", "--port": str(port), "--workers": "1", **places}
-    command = [sys.executable, "-m", "mlflow", "server", *(word for option in options.items() for word in option)]
-    with (tmp_path / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    try:
-        _wait_until_up(f"http://127.0.0.1:{port}/health", process, tmp_path / "server.log")
+    with mlflow_server(tmp_path, f"sqlite:///{tmp_path}/server.db", port):
         yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _wait_until_up(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    import requests
-    from requests.adapters import HTTPAdapter
-    from urllib3.util import Retry
-
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    session = requests.Session()
-    session.mount("http://", HTTPAdapter(max_retries=Retry(600, backoff_factor=0.25, backoff_max=0.25)))
-    assert session.get(url, timeout=60).status_code == 200, log.read_text()
-    assert process.poll() is None
 
 
 @pytest.mark.slow

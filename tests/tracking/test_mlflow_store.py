@@ -12,6 +12,7 @@ import pytest
 from components.foundation.errors import UserError
 from components.foundation.files import digest_tree
 from components.foundation.mlflow_store import check_place
+from components.registry import promotion
 from components.registry import versions as registry
 from components.tracking import connection
 from components.tracking import runs as tracking
@@ -26,7 +27,7 @@ def registered(workspace: Path, tmp_path: Path, make_capsule: MakeCapsule) -> st
     """The digest of a capsule which is the champion of the workspace, and not among those that were fetched."""
     capsule = make_capsule(tmp_path / "capsule")
     version = registry.register("bottle", capsule, "", {"image_auroc": 0.9}, "pretrained")
-    registry.promote("bottle", version.number, "first version")
+    promotion.promote("bottle", version.number, "first version")
     return version.digest
 
 
@@ -86,7 +87,7 @@ def test_a_copy_neither_reads_from_the_original_nor_writes_to_it(
     before = digest_tree(workspace)
     go(copy, monkeypatch)
     log_a_run(copy)
-    registry.promote("bottle", 1, "again")
+    promotion.promote("bottle", 1, "again")
     assert digest_tree(workspace) == before
     shutil.rmtree(workspace)
     assert registry.download_capsule("bottle").name == registered

@@ -14,6 +14,7 @@ import pytest
 from components.foundation.errors import UserError
 from components.foundation.files import read_json, write_json
 from components.foundation.places import Places
+from components.registry import promotion
 from components.registry import versions as registry
 from components.tracking import connection, outbox
 from components.tracking import runs as tracking
@@ -236,7 +237,7 @@ def test_what_could_not_be_registered_is_registered_later_unless_it_has_changed(
         there.delenv("MLFLOW_TRACKING_URI")
         for category in ("bottle", "screw"):  # each has a champion already
             registry.register(category, make_capsule(tmp_path / category, category=category), "", {}, "pretrained")
-            registry.promote(category, 1, "first version")
+            promotion.promote(category, 1, "first version")
     for category in ("bottle", "screw"):
         capsule = make_capsule(Places(category).capsule, threshold=6.0, category=category)
         figures = dict.fromkeys(FIGURES, 0.9)
