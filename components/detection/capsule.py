@@ -40,7 +40,7 @@ class Capsule:
         threshold: image scores above it are alarms.
         calibration: (n,) float32 scores of the held-out good images, ascending.
         selection: what the exam said, and which compositions were kept.
-        provenance: data digest, parameters, code digest, library versions.
+        provenance: data digest, parameters, library versions; the version's git commit says which code.
         map_range: (low, high) of the colour scale of its maps; None in a capsule that was made before there was one.
         digest: identity of the content; empty until it is written.
         bits: how deep grey images become 8 bits, as those did that were learned (`components.images.depth`).

@@ -1,4 +1,4 @@
-"""The door of every stage: `python -m components.NAME CATEGORY` reads the parameters, says errors in one sentence."""
+"""The door of every stage: `python -m components.stages.NAME CATEGORY` reads parameters, says errors in a sentence."""
 
 import os
 import sys
@@ -55,7 +55,7 @@ def _fail(sentence: str) -> None:
 
 def _category(arguments: list[str]) -> str:
     if len(arguments) != 2:
-        raise UserError(f"usage: python -m components.STAGE CATEGORY (got {len(arguments) - 1} arguments).")
+        raise UserError(f"usage: python -m components.stages.NAME CATEGORY (got {len(arguments) - 1} arguments).")
     check_category_name(arguments[1])
     return arguments[1]
 

@@ -52,7 +52,7 @@ READS = (
     *("backbone", "fit", "image", "method", "network", "nsa", "patch", "seed", "synthesis", "threads", "threshold"),
     "training",
 )
-GOLDEN = 4
+GOLDEN = 4  # good images, and at least as many synthetic samples, by which a capsule is checked
 Banks = Mapping[str, FeatureBank]
 SIGMA = 2.0  # of the receptive field's Gaussian, in 1/256 of the image's side
 
@@ -438,10 +438,11 @@ def say_if_training_did_not_help(category: str, choice: Choice) -> None:
 
 
 def golden_images(prepared: Prepared) -> np.ndarray:
-    """Reference inputs, uint8 (G, S, S, 3): held-out good images, and synthetic samples of each kind."""
-    good = np.asarray(prepared.images[prepared.held_out_rows[:GOLDEN]])
-    samples = [np.asarray(images[: GOLDEN // len(prepared.exam_kinds) + 1]) for images in prepared.exam_images]
-    return np.ascontiguousarray(np.concatenate([good, *samples])[: 2 * GOLDEN])
+    """Reference inputs, uint8 (G, S, S, 3): held-out good images, and at least one synthetic sample of each kind."""
+    good = np.asarray(prepared.images[prepared.held_out_rows[:GOLDEN]])  # (4, S, S, 3), or fewer
+    kinds, count = prepared.exam_images.shape[:2]
+    samples = [prepared.exam_images[i % kinds, i % count] for i in range(max(GOLDEN, kinds))]  # each of another image
+    return np.concatenate([good, np.stack(samples)])
 
 
 if __name__ == "__main__":

@@ -243,9 +243,10 @@ def write_outputs(
 
 
 def history_csv(rows: Sequence[Mapping[str, float]]) -> str:
-    """The training history as CSV: step, loss, accuracy, rate."""
+    """The training history as CSV: step, loss, accuracy, rate, and whatever else a learner says of its steps."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, HISTORY, lineterminator="\n")
+    names = dict.fromkeys([*HISTORY, *(name for row in rows for name in row)])
+    writer = csv.DictWriter(text, list(names), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

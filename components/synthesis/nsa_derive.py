@@ -1,8 +1,8 @@
 """Settings of the NSA generator for a new category, from its good images alone, and what its samples look like.
 
-The paper sets them by hand for 15 categories (`components.synthesis.nsa.PAPER_SETTINGS`); the rules here follow what
-its choices have in common. What the section `nsa` of params.yaml gives is taken as it is, and the rest derived in
-keeping with it.
+The paper sets them by hand for 15 categories (`components.synthesis.nsa_params.PAPER_SETTINGS`); the rules here
+follow what its choices have in common. What the section `nsa` of params.yaml gives is taken as it is, and the rest
+derived in keeping with it.
 """
 
 from __future__ import annotations

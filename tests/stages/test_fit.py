@@ -310,3 +310,15 @@ def test_compositions_that_differ_in_rank_alone_are_fitted_once_to_the_same_scor
         found, expected = together[composition].score(features), alone[composition].score(features)
         np.testing.assert_allclose(found, expected, rtol=1e-4)
         np.testing.assert_allclose(by_fold[composition], alone_by_fold[composition], rtol=1e-4)
+
+
+@pytest.mark.parametrize("kinds", [1, 3, 9])
+def test_golden_inputs_hold_a_sample_of_every_kind_and_good_images(prepared: Prepared, kinds: int) -> None:
+    """Each kind's samples have a grey level of their own here, by which they are known again."""
+    levels = [10 + 20 * kind for kind in range(kinds)]
+    samples = np.stack([np.full((3, SIZE, SIZE, 3), level, np.uint8) for level in levels])
+    names = tuple(f"kind {level}" for level in levels)
+    golden = golden_images(replace(prepared, exam_kinds=names, exam_images=samples))
+    assert (golden.dtype, golden.shape) == (np.uint8, (4 + max(4, kinds), SIZE, SIZE, 3))
+    np.testing.assert_array_equal(golden[:4], prepared.images[prepared.held_out_rows[:4]])
+    assert {int(image[0, 0, 0]) for image in golden[4:]} == set(levels)
