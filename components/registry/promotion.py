@@ -6,11 +6,8 @@ the next call completes the act. An alias that was moved elsewhere, such as in M
 call and entered as `observed`: where a roll-back returns to is known all the same.
 """
 
-import getpass
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from components.foundation.errors import UserError
@@ -25,6 +22,7 @@ from components.registry.journal import (
     rejected,
     verify_journal,
 )
+from components.registry.person import who_am_i
 from components.registry.versions import (
     CHALLENGER,
     CHAMPION,
@@ -39,7 +37,6 @@ from components.registry.versions import (
     write_verdict,
 )
 from components.tracking.connection import connect, server_errors_explained
-from components.tracking.git_tags import ask_git
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -156,16 +153,6 @@ def verify(category: str) -> Verified:
         champion = _settle(client, category)
         chain = verify_journal(path)
         return Verified(chain.lines, chain.begins, champion, chain.faults)
-
-
-def who_am_i() -> str:
-    """The user of this process, as the journal names it: git's user name, and the account at this machine."""
-    try:
-        account = f"{getpass.getuser()}@{socket.gethostname()}"
-    except (KeyError, OSError):
-        account = socket.gethostname()
-    name = ask_git(Path(), "config", "user.name")
-    return f"{name} ({account})" if name else account
 
 
 def _intended(kind: Kind, source: int | None, target: Version, previous: int | None, reason: str, who: str) -> Move:

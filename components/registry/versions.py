@@ -8,6 +8,7 @@ aliases without looking: they are moved by `components.registry.promotion`, and 
 import json
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from components.foundation.mlflow_store import database_of, database_uri
 from components.foundation.names import check_category_name, is_category_name
 from components.registry.journal import Move, champion_at, decided, read_moves
 from components.registry.packaging import save_model
+from components.registry.person import who_am_i
 from components.registry.version_lookup import known_models, version_tag
 from components.tracking.connection import (
     NOTE,
@@ -47,6 +49,7 @@ MOST_VERSIONS = 2**31 - 1  # a larger number is none to MLflow's databases
 
 _DIGEST, _METHOD, _DATA, _THRESHOLD, _METRIC = "capsule_digest", "method", "data_digest", "threshold", "metric."
 _KINDS, _PROMISE, _COMMIT, _RUN_PAGE = "by_kind", "promise", "commit", "run_page"
+_MADE_BY = "made_by"
 _CAPSULE_PATH = "artifacts/capsule"
 
 
@@ -66,6 +69,7 @@ class Version:
         data_version, data_commit: the data that it learned from, as DVC and git name them; empty where unknown.
         commit: of the code. run_page: of the run, to be put after the address of an MLflow server.
         verdict: the alias, and why it has it.
+        made_at, made_by: when it was registered (ISO 8601, UTC), and by whom; the latter may be empty.
     """
 
     category: str
@@ -84,6 +88,8 @@ class Version:
     commit: str = ""
     run_page: str = ""
     verdict: str = ""
+    made_at: str = ""
+    made_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -182,6 +188,17 @@ def list_status(categories: Sequence[str] | None = None) -> list[StatusRow]:
         client, _ = connect()
         names = _registered_categories(client) if categories is None else categories
         return [_status_row(version) for category in sorted(names) for version in _status_versions(client, category)]
+
+
+def list_versions(category: str) -> list[Version]:
+    """All versions of a category, the latest first; none where it has no model."""
+    with server_errors_explained():
+        client, _ = connect()
+        aliases: dict[int, list[str]] = defaultdict(list)
+        for alias, number in aliases_of(client, category).items():
+            aliases[number].append(alias)
+        found = sorted(_all_versions(client, category), key=lambda one: -int(one.version))
+        return [_as_version(category, one, tuple(sorted(aliases[int(one.version)]))) for one in found]
 
 
 def find_version(category: str, number: int | None = None) -> Version:
@@ -340,6 +357,8 @@ def _as_version(category: str, found: "ModelVersion", aliases: tuple[str, ...]) 
         commit=tags.get(_COMMIT, ""),
         run_page=tags.get(_RUN_PAGE, ""),
         verdict=tags.get(VERDICT, ""),
+        made_at=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
+        made_by=tags.get(_MADE_BY, ""),
     )
 
 
@@ -435,7 +454,7 @@ def _new_version(
         client.log_artifacts(run_id, str(Path(scratch) / "model"), place)
     _ensure_model(client, name)
     run = client.get_run(run_id)
-    source, tags = f"{run.info.artifact_uri}/{place}", {**tags, **_origin_tags(run)}
+    source, tags = f"{run.info.artifact_uri}/{place}", {**tags, **_origin_tags(run), _MADE_BY: who_am_i()}
     made = client.create_model_version(name, source, run_id, tags, description=_version_note(run))
     return _as_version(category, made, ())
 

@@ -14,6 +14,7 @@ from components.foundation.errors import UserError, printable
 from components.stages.door import run_guarded
 from flows.commands.arrivals import ingest, review_app
 from flows.commands.data import data_app
+from flows.commands.models import compare, history, models, promote, reject, rollback
 from flows.commands.tables import print_table
 from flows.common.environment import enter_project
 from flows.common.lifetime import end_children_with_me, end_in_order
@@ -30,6 +31,8 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(review_app, name="review")
 app.command()(ingest)
+for command in (models, compare, promote, reject, rollback, history):
+    app.command()(command)
 
 COLUMNS = {
     "category": "category",

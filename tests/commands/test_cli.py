@@ -23,7 +23,7 @@ def params_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_help_names_every_command(project: Project) -> None:
     done = project.flawline("--help")
     assert done.returncode == 0
-    for command in ("demo", "run", "score", "status", "data"):
+    for command in ("demo", "run", "score", "status", "models", "promote", "rollback", "history", "data"):
         assert f" {command} " in done.stdout
 
 
