@@ -128,11 +128,11 @@ class GaussianScorer:
     def _lengths(self, d: np.ndarray, groups: int | slice) -> np.ndarray:
         """Distances (…) of deviations d (…, D) from the means of these groups."""
         directions = self.whitening[groups]
-        z = np.matmul(d, directions)  # (…, D or k)
+        z = np.matmul(d, directions)  # Wᵀd, or Uᵀd: (…, D or k)
         if self.low_rank is None:
-            return np.sqrt(np.vecdot(z, z))
+            return np.sqrt(np.vecdot(z, z))  # dᵀ Σ⁻¹ d = dᵀ W Wᵀ d = ‖Wᵀd‖²
         # The remainder is formed before it is squared: ‖d‖² - ‖z‖² would lose most digits in float32.
-        rest = d - np.matmul(z, directions.swapaxes(-1, -2))
+        rest = d - np.matmul(z, directions.swapaxes(-1, -2))  # d - U Uᵀd: (…, D)
         inside = self.low_rank.inside[groups][..., None, :]  # (…, 1, k)
         return np.sqrt((z * z * inside).sum(axis=-1) + np.vecdot(rest, rest) * self.low_rank.outside)
 
@@ -172,6 +172,11 @@ def low_rank_scorer(X: ArrayLike, layout: Layout, ridge: float, rank: int) -> Ga
 
     For X (N, D) or (N, L, D) that is held anyway and of fewer observations than features: the leading eigenvectors
     come from the (N, N) matrix of inner products, which costs a small part. Layouts "image" and "location" only.
+
+    >>> X = np.array([[-2.0, 0, 0], [2, 0, 0]])  # variance 4 along the first axis, none across it
+    >>> scorer = low_rank_scorer(X, "image", ridge=1.0, rank=1)
+    >>> scorer.score([[5.0, 0, 0], [0, 2, 0]]).astype(float).round(4).tolist()  # 5 / √(4 + 1), 2 / √1
+    [2.2361, 2.0]
     """
     if layout not in ("image", "location"):
         raise ValueError(f"layout must be 'image' or 'location', not {layout!r}")
@@ -208,6 +213,19 @@ class GaussianDensity:
 
     Statistics are float64 of (L, D, D); only "pooled" without "ledoit-wolf" keeps a single (D, D), because the
     exact fourth moment about changing means needs each location's scatter.
+
+    >>> X = np.array([[1.0, 0], [-1, 0], [0, 2], [0, -2]])  # mean 0, covariance diag(1/2, 2)
+    >>> density = GaussianDensity("image", "empirical").fit(X)
+    >>> density.score([[0.0, 0], [1, 0], [0, 4]]).round(4).tolist()  # 1 / √(1/2), 4 / √2
+    [0.0, 1.4142, 2.8284]
+
+    Removing what was added is the same as never having had it:
+
+    >>> more = np.array([[9.0, 9], [8, 7]])
+    >>> density.add(more).count
+    6
+    >>> bool(np.allclose(density.remove(more).covariance_, [[0.5, 0], [0, 2]]))
+    True
     """
 
     def __init__(
@@ -292,12 +310,22 @@ class GaussianDensity:
         return self.merge([self, other])
 
     def without(self, other: "GaussianDensity") -> "GaussianDensity":
-        """The density of this one's observations without the other's, which must be among them; a new object."""
+        """The density of this one's observations without the other's, which must be among them; a new object.
+
+        >>> both, one = (GaussianDensity(covariance="ridge").add(X) for X in ([[1.0], [3.0]], [[3.0]]))
+        >>> both.without(one).location_.tolist()
+        [1.0]
+        """
         return self._combined(other, -1)
 
     @staticmethod
     def merge(densities: "Sequence[GaussianDensity]") -> "GaussianDensity":
-        """The density of all observations of several densities of equal settings, as a new object."""
+        """The density of all observations of several densities of equal settings, as a new object.
+
+        >>> parts = [GaussianDensity(covariance="ridge").add(X) for X in ([[0.0, 0]], [[2.0, 4]])]
+        >>> GaussianDensity.merge(parts).location_.tolist()
+        [1.0, 2.0]
+        """
         if not densities:
             raise UserError("There is no density to merge: give at least one.")
         merged = densities[0]._copy()
@@ -307,7 +335,12 @@ class GaussianDensity:
 
     @staticmethod
     def all_but(folds: "Sequence[GaussianDensity]", k: int) -> "GaussianDensity":
-        """The density of every fold but the k-th (from 0), for cross-fitting; at least two folds."""
+        """The density of every fold but the k-th (from 0), for cross-fitting; at least two folds.
+
+        >>> folds = [GaussianDensity(covariance="ridge").add([[value]]) for value in (1.0, 2.0, 6.0)]
+        >>> GaussianDensity.all_but(folds, 1).location_.tolist()  # of 1 and 6
+        [3.5]
+        """
         if len(folds) < 2 or not 0 <= k < len(folds):
             raise UserError(f"There is no density of all but fold {k} of {len(folds)}: give two folds or more.")
         return GaussianDensity.merge([*folds[:k], *folds[k + 1 :]])

@@ -21,6 +21,14 @@ class KernelDensity:
     It keeps what it was fitted to, and its bandwidth is chosen anew when more is added. folds: of the
     cross-validation (at most the number of samples). grid: bandwidths tried, in multiples of Scott's
     rule n^(-1/(D + 4)); None for 25 from 0.1 to 10, log-spaced. seed: of the split into folds.
+
+    >>> X = np.random.default_rng(0).standard_normal((200, 2))
+    >>> density = KernelDensity().fit(X)
+    >>> near, far = density.score([[0.0, 0.0], [6.0, 6.0]])
+    >>> bool(near < far)
+    True
+    >>> bool(abs(near - np.log(2 * np.pi)) < 0.5)  # of the normal itself it would be log 2π at its mean
+    True
     """
 
     def __init__(self, folds: int = 5, grid: Sequence[float] | None = None, seed: int = 0) -> None:
@@ -164,5 +172,6 @@ def _kernel_log_density(squares: np.ndarray, bandwidth: float, dimensions: int) 
     """Log density (N,) from squared distances (N, M) to M kernels of this bandwidth."""
     from scipy import special
 
-    exponent = special.logsumexp(-squares / (2 * bandwidth**2), axis=1)
+    exponent = special.logsumexp(-squares / (2 * bandwidth**2), axis=1)  # log Σ exp(-‖z - zᵢ‖² / 2h²): (N,)
+    # Over M kernels, each a Gaussian whose integral is (2π h²)^(D/2).
     return exponent - np.log(squares.shape[1]) - dimensions / 2 * np.log(2 * np.pi * bandwidth**2)

@@ -20,6 +20,12 @@ class LevelwiseDensity:
     """Densities of several levels, each of its own features among concatenated ones.
 
     widths: how many features each level has, in the order in which they are concatenated. densities: one for each.
+
+    >>> from components.density.gaussian import GaussianDensity
+    >>> X = np.array([[1.0, 3], [-1, -3]])  # two levels of one feature, of variances 1 and 9
+    >>> levels = [GaussianDensity("image", "empirical"), GaussianDensity("image", "empirical")]
+    >>> LevelwiseDensity((1, 1), levels).fit(X).scorer().score([[2.0, 3.0]]).tolist()  # 2/1 + 3/3
+    [3.0]
     """
 
     def __init__(self, widths: Sequence[int], densities: Sequence[Density]) -> None:
@@ -80,7 +86,11 @@ class LevelwiseScorer:
 
 
 def split_levels(X: ArrayLike, widths: Sequence[int]) -> list[np.ndarray]:
-    """The features (…, D) of each level among concatenated ones (…, ΣD); UserError where they do not add up."""
+    """The features (…, D) of each level among concatenated ones (…, ΣD); UserError where they do not add up.
+
+    >>> [part.tolist() for part in split_levels([[1, 2, 3]], (2, 1))]
+    [[[1, 2]], [[3]]]
+    """
     x = np.asarray(X)
     if x.shape[-1] != sum(widths):
         raise UserError(f"The levels have {' + '.join(map(str, widths))} features, but {x.shape[-1]} were given.")

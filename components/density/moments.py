@@ -57,18 +57,23 @@ class Moments:
 
 
 def central_moments(x: np.ndarray, scatter_summed: bool = False) -> Moments:
-    """Moments of x (N, G, D), N >= 1, in two passes over a float64 copy."""
+    """Moments of x (N, G, D), N >= 1, in two passes over a float64 copy.
+
+    >>> moments = central_moments(np.array([[[1.0]], [[3.0]], [[8.0]]]))  # one group of one feature, mean 4
+    >>> moments.mean.item(), moments.scatter.item(), moments.third.item(), moments.fourth.item()
+    (4.0, 26.0, 36.0, 338.0)
+    """
     count, groups, dimensions = x.shape
     d = np.empty((groups, count, dimensions))  # (G, N, D)
     d[...] = x.transpose(1, 0, 2)
-    mean = d.mean(axis=1)
+    mean = d.mean(axis=1)  # (G, D)
     d -= mean[:, None]
     if scatter_summed:
         flat = d.reshape(-1, dimensions)
         return Moments(count, mean, (flat.T @ flat)[None], np.empty((0, dimensions)), np.empty(0), True)
-    squares = np.vecdot(d, d)  # (G, N)
-    scatter = np.stack([g.T @ g for g in d])
-    third = np.matmul(squares[:, None], d)[:, 0]
+    squares = np.vecdot(d, d)  # ‖d‖²: (G, N)
+    scatter = np.stack([g.T @ g for g in d])  # Σ d dᵀ: (G, D, D)
+    third = np.matmul(squares[:, None], d)[:, 0]  # Σ ‖d‖² d: (G, D)
     return Moments(count, mean, scatter, third, np.vecdot(squares, squares))
 
 
@@ -77,6 +82,14 @@ def combine(total: Moments, other: Moments, sign: Literal[1, -1]) -> None:
 
     Unmerging is exact up to rounding at the scale of what was held before: outliers of r standard deviations leave,
     when they go, errors of about r² (scatter) and r⁴ (fourth) times the float64 epsilon.
+
+    >>> first, second = (central_moments(np.array(x)) for x in ([[[1.0]], [[3.0]]], [[[8.0]]]))
+    >>> combine(first, second, 1)
+    >>> first.count, first.mean.item(), round(first.scatter.item(), 9)  # as of 1, 3 and 8
+    (3, 4.0, 26.0)
+    >>> combine(first, second, -1)
+    >>> first.count, first.mean.item(), round(first.scatter.item(), 9)
+    (2, 2.0, 2.0)
     """
     if total.count == 0 and sign > 0:
         _take_over(total, other)
@@ -84,12 +97,12 @@ def combine(total: Moments, other: Moments, sign: Literal[1, -1]) -> None:
     count = total.count + sign * other.count
     if count <= 1 and sign < 0:
         _reset_spread(total)
-    gap = other.mean - total.mean  # (G, D)
-    step = gap * (sign * other.count / count) if count else -total.mean
+    gap = other.mean - total.mean  # δ: (G, D)
+    step = gap * (sign * other.count / count) if count else -total.mean  # new mean = mean + δ n₂ / (n₁ + n₂)
     if count > 1 or sign > 0:
         _combine_higher(total, other, sign, gap, step)
         (np.add if sign > 0 else np.subtract)(total.scatter, other.scatter, out=total.scatter)
-        weight = sign * total.count * other.count / count
+        weight = sign * total.count * other.count / count  # S = S₁ + S₂ + δ δᵀ n₁ n₂ / (n₁ + n₂)
         total.scatter += weight * _outer(gap, total.scatter_summed)
     total.mean += step
     total.count = count
@@ -138,7 +151,13 @@ def _outer(gap: np.ndarray, summed: bool) -> np.ndarray:
 
 
 def combine_blockwise(total: Moments, other: Moments, sign: Literal[1, -1]) -> None:
-    """`combine`, with temporaries of a block of groups only."""
+    """`combine`, with temporaries of a block of groups only.
+
+    >>> first, second = (central_moments(np.array(x)) for x in ([[[1.0]], [[3.0]]], [[[8.0]]]))
+    >>> combine_blockwise(first, second, 1)
+    >>> first.count, first.mean.item()
+    (3, 4.0)
+    """
     if total.scatter_summed:
         combine(total, other, sign)
         return
@@ -149,7 +168,14 @@ def combine_blockwise(total: Moments, other: Moments, sign: Literal[1, -1]) -> N
 
 
 def accumulate(total: Moments, x: np.ndarray, sign: Literal[1, -1]) -> None:
-    """Add or remove x (N, G, D) in place, holding about CHUNK_BYTES of float64 for each thread at a time."""
+    """Add or remove x (N, G, D) in place, holding about CHUNK_BYTES of float64 for each thread at a time.
+
+    >>> total = Moments.empty(groups=1, dimensions=1)
+    >>> accumulate(total, np.array([[[1.0]], [[3.0]], [[8.0]]]), 1)
+    >>> accumulate(total, np.array([[[8.0]]]), -1)
+    >>> total.count, round(total.mean.item(), 9)
+    (2, 2.0)
+    """
     start, count = total.count, total.count
     for groups in group_blocks(*total.mean.shape):
         block = total.of_groups(groups)
@@ -180,11 +206,19 @@ def _of_chunks(chunks: Sequence[np.ndarray], scatter_summed: bool) -> Iterator[M
 
 
 def blas_threads() -> int:
-    """How many threads the BLAS of NumPy may use now."""
+    """How many threads the BLAS of NumPy may use now.
+
+    >>> blas_threads() >= 1
+    True
+    """
     return max((library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"), default=1)
 
 
 def group_blocks(groups: int, dimensions: int) -> Iterator[slice]:
-    """Slices of groups whose (D, D) matrices take about CHUNK_BYTES."""
+    """Slices of groups whose (D, D) matrices take about CHUNK_BYTES.
+
+    >>> list(group_blocks(groups=3, dimensions=1024))  # a (1024, 1024) matrix of float64 takes 8 MiB
+    [slice(0, 2, None), slice(2, 3, None)]
+    """
     size = max(1, CHUNK_BYTES // (8 * dimensions**2))
     return (slice(i, min(i + size, groups)) for i in range(0, groups, size))

@@ -16,7 +16,13 @@ SKETCH_MARGIN = 8
 
 
 def inverse_cholesky(covariance: np.ndarray) -> np.ndarray:
-    """Upper triangular W (D, D) with W Wᵀ the inverse of a positive definite covariance."""
+    """Upper triangular W (D, D) with W Wᵀ the inverse of a positive definite covariance.
+
+    >>> covariance = np.array([[4.0, 2], [2, 5]])
+    >>> W = inverse_cholesky(covariance)
+    >>> (W @ W.T @ covariance).round(9).tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
     factor, failed = lapack.dpotrf(covariance.T, lower=0, clean=1)
     if failed:
         raise UserError(
@@ -28,12 +34,17 @@ def inverse_cholesky(covariance: np.ndarray) -> np.ndarray:
 
 
 def pseudo_whitening(covariance: np.ndarray, rank: int) -> np.ndarray:
-    """Upper triangular W (D, D) with W Wᵀ the pseudo-inverse of a covariance of at most this rank."""
-    values, vectors = linalg.eigh(covariance)
+    """Upper triangular W (D, D) with W Wᵀ the pseudo-inverse of a covariance of at most this rank.
+
+    >>> W = pseudo_whitening(np.array([[4.0, 0], [0, 0]]), rank=1)  # nothing varied along the second axis
+    >>> (W @ W.T).round(9).tolist()
+    [[0.25, 0.0], [0.0, 0.0]]
+    """
+    values, vectors = linalg.eigh(covariance)  # ascending
     kept = (values > values[-1] * max(RANK_TOLERANCE, len(values) * np.finfo(float).eps)) & (values > 0)
     kept[: max(0, len(values) - rank)] = False
     scaled = np.where(kept, vectors / np.sqrt(np.where(kept, values, 1)), 0)
-    return linalg.rq(scaled, mode="r")
+    return linalg.rq(scaled, mode="r")  # scaled = R Q with Q orthogonal, so that R Rᵀ = scaled scaledᵀ
 
 
 def leading_eigenpairs(covariance: np.ndarray, rank: int, freedom: int) -> tuple[np.ndarray, np.ndarray]:
@@ -41,12 +52,17 @@ def leading_eigenpairs(covariance: np.ndarray, rank: int, freedom: int) -> tuple
 
     freedom: a bound of the covariance's own rank (observations less means). Where that is small, a fixed random
     projection finds its range exactly (Halko, Martinsson and Tropp, 2011), and only a small matrix is decomposed.
+
+    >>> values, vectors = leading_eigenpairs(np.diag([1.0, 9, 4]), rank=2, freedom=3)
+    >>> values.round(9).tolist(), np.abs(vectors).round(9).T.tolist()
+    ([4.0, 9.0], [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
     """
     dimensions = len(covariance)
     first = max(0, dimensions - rank)
     if 2 * (freedom + SKETCH_MARGIN) > dimensions:
         values, vectors = linalg.eigh(covariance, subset_by_index=(first, dimensions - 1), check_finite=False)
         return np.maximum(values, 0), vectors
+    # Any random combinations of its columns, a few more than its rank, span its range.
     probe = np.random.default_rng(0).standard_normal((dimensions, freedom + SKETCH_MARGIN))
     basis = np.linalg.qr(covariance @ probe)[0]  # (D, m)
     values, small = np.linalg.eigh(basis.T @ covariance @ basis)
