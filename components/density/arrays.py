@@ -18,10 +18,9 @@ def checked(X: ArrayLike, ndim: int) -> np.ndarray:
 
     >>> checked([[1, 2], [3, 4]], ndim=2).shape
     (2, 2)
-    >>> checked([[1.0, float("nan")]], ndim=2)
+    >>> checked([[1.0, float("nan")]], ndim=2)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    components.foundation.errors.UserError: The features hold nan at sample 0, feature 1: every feature must be a \
-    finite number below 1e+60, so check the image and the encoder that made it.
+    components.foundation.errors.UserError: The features hold nan at sample 0, feature 1: every feature must be ...
     """
     x = np.asarray(X)
     if x.ndim != ndim or x.dtype.kind not in "fiu":
