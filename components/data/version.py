@@ -120,6 +120,12 @@ def parse_manifest(data: bytes) -> dict[str, str]:
     return {str(entry.get("relpath")): str(entry.get("md5")) for entry in entries}
 
 
+def folder_digest(files: Manifest) -> str:
+    """DVC's digest of a folder with these files: MD5 of the list that it would keep, ending in ".dir"."""
+    entries = [{"md5": md5, "relpath": name} for name, md5 in sorted(files.items())]
+    return f"{md5_bytes(json.dumps(entries, sort_keys=True).encode())}.dir"
+
+
 def current_manifest(folder: Path, version: Manifest, threads: int) -> dict[str, str]:
     """The files that lie in `folder`; those that `version` knows by name are not read, but taken for the same."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []

@@ -740,8 +740,13 @@ def load_params(path: Path | None = None) -> Params:
 
     path: of another file. Without it, that which a run has settled on, for the run's own processes.
     """
-    path = path or Path(os.environ.get(SETTLED, PARAMS))
+    path = path or settled_file()
     return parse_params(read_yaml(path), str(path))
+
+
+def settled_file() -> Path:
+    """The file that a run has settled on, for the run's own processes; else params.yaml."""
+    return Path(os.environ.get(SETTLED, PARAMS))
 
 
 def parse_params(content: Any, where: str, remedy: str = "correct the file and run again") -> Params:

@@ -50,6 +50,7 @@ MOST_VERSIONS = 2**31 - 1  # a larger number is none to MLflow's databases
 _DIGEST, _METHOD, _DATA, _THRESHOLD, _METRIC = "capsule_digest", "method", "data_digest", "threshold", "metric."
 _KINDS, _PROMISE, _COMMIT, _RUN_PAGE = "by_kind", "promise", "commit", "run_page"
 _MADE_BY = "made_by"
+_GIT_COMMIT, _GIT_BRANCH = "git_commit", "git_branch"
 _CAPSULE_PATH = "artifacts/capsule"
 
 
@@ -67,7 +68,10 @@ class Version:
         by_kind: figures of each kind of defect.
         promise: of the threshold, in words.
         data_version, data_commit: the data that it learned from, as DVC and git name them; empty where unknown.
-        commit: of the code. run_page: of the run, to be put after the address of an MLflow server.
+        commit: of the code that the run began with. run_page: of the run, to be put after the address of an MLflow
+            server.
+        git_commit, git_branch: the retraining's own commit, which holds all that the version is made from, and its
+            branch; empty where there is none.
         verdict: the alias, and why it has it.
         made_at, made_by: when it was registered (ISO 8601, UTC), and by whom; the latter may be empty.
     """
@@ -86,6 +90,8 @@ class Version:
     data_version: str = ""
     data_commit: str = ""
     commit: str = ""
+    git_commit: str = ""
+    git_branch: str = ""
     run_page: str = ""
     verdict: str = ""
     made_at: str = ""
@@ -161,6 +167,15 @@ def note_verdict(category: str, number: int, verdict: str) -> None:
     """Write what became of a version, and why, on it and on its run: the column "verdict" of MLflow's list."""
     with server_errors_explained():
         write_verdict(connect()[0], category, number, verdict)
+
+
+def note_commit(category: str, number: int, commit: str, branch: str) -> None:
+    """Write on a version which commit holds all that it is made from, unless it says so."""
+    with server_errors_explained():
+        client, _ = connect()
+        if version_of(client, category, number).git_commit != commit:
+            for tag, value in ((_GIT_BRANCH, branch), (_GIT_COMMIT, commit)):
+                client.set_model_version_tag(model_name(category), str(number), tag, value)
 
 
 def champion(category: str) -> Version | None:
@@ -355,6 +370,8 @@ def _as_version(category: str, found: "ModelVersion", aliases: tuple[str, ...]) 
         data_version=tags.get(DATA_VERSION, ""),
         data_commit=tags.get(DATA_COMMIT, ""),
         commit=tags.get(_COMMIT, ""),
+        git_commit=tags.get(_GIT_COMMIT, ""),
+        git_branch=tags.get(_GIT_BRANCH, ""),
         run_page=tags.get(_RUN_PAGE, ""),
         verdict=tags.get(VERDICT, ""),
         made_at=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),

@@ -15,6 +15,7 @@ from components.stages.door import run_guarded
 from flows.commands.arrivals import ingest, review_app
 from flows.commands.data import data_app
 from flows.commands.models import compare, history, models, promote, reject, rollback
+from flows.commands.reproduction import reproduce, which
 from flows.commands.tables import print_table
 from flows.common.environment import enter_project
 from flows.common.lifetime import end_children_with_me, end_in_order
@@ -31,7 +32,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(review_app, name="review")
 app.command()(ingest)
-for command in (models, compare, promote, reject, rollback, history):
+for command in (models, compare, promote, reject, rollback, history, reproduce, which):
     app.command()(command)
 
 COLUMNS = {

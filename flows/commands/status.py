@@ -41,6 +41,7 @@ def facts(version: Version) -> dict[str, str]:
         "threshold": f"{version.threshold:.4g}" + (f": {version.promise}" if version.promise else ""),
         "data version": f"{version.data_version}{held}" if version.data_version else "",
         "code commit": version.commit,
+        "commit": f"{version.git_commit} ({version.git_branch})" if version.git_commit else "",
         "run": _address(version),
         "capsule": version.digest,
     }

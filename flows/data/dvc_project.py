@@ -14,8 +14,8 @@ from flows.data.git import BusyError
 
 
 @contextlib.contextmanager
-def open_project() -> Iterator[Any]:
-    """Yield the `dvc.repo.Repo` of the project in the current folder.
+def open_project(folder: Path | None = None) -> Iterator[Any]:
+    """Yield the `dvc.repo.Repo` of the project in the current folder, or in another.
 
     A lock that another DVC command holds becomes a BusyError, every other error of DVC a UserError.
     """
@@ -24,7 +24,7 @@ def open_project() -> Iterator[Any]:
 
     logging.getLogger("dvc").setLevel(logging.ERROR)
     try:
-        with Repo(os.fspath(Path.cwd())) as repo, silent_stdout():
+        with Repo(os.fspath(folder or Path.cwd())) as repo, silent_stdout():
             yield repo
     except DvcException as error:
         if is_held_lock(error):

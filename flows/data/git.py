@@ -30,6 +30,9 @@ FOREIGN = (
     *("GIT_LITERAL_PATHSPECS", "GIT_GLOB_PATHSPECS", "GIT_NOGLOB_PATHSPECS", "GIT_ICASE_PATHSPECS"),
 )
 LITERAL = {"GIT_LITERAL_PATHSPECS": "1"}
+OURSELVES = {"NAME": "Flawline", "EMAIL": "flawline@localhost"}  # who commits where git does not know who the user is
+ASKS_NOTHING = {"GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "true", "SSH_ASKPASS": "true"}
+INDEX = "flawline-index-"
 ABSENT = (
     "does not exist in",
     "exists on disk, but not in",
@@ -126,10 +129,144 @@ def commit(paths: Sequence[str], message: str, edited: Mapping[str, Callable[[st
     return git("rev-parse", "HEAD").strip()
 
 
+def head_commit() -> str:
+    """The commit that is checked out, 40 hex digits; empty where there is none yet. UserError outside a repository."""
+    _check_repository()
+    return git("rev-parse", "HEAD").strip() if has_commit() else ""
+
+
+def has_branch(branch: str) -> bool:
+    """Whether there is a branch of this name here."""
+    return says_yes("show-ref", "--verify", "--quiet", f"refs/heads/{branch}")
+
+
+def list_refs(*patterns: str) -> list[tuple[str, str, str]]:
+    """(full name, commit, message) of each ref that matches one of the patterns, sorted by name."""
+    listed = git("for-each-ref", "--format=%(refname)%00%(objectname)%00%(contents)%00", *patterns)
+    words = listed.split("\0")[:-1]
+    return [(words[n].lstrip("\n"), words[n + 1], words[n + 2]) for n in range(0, len(words), 3)]
+
+
+def read_many(revision: str, paths: Sequence[str]) -> dict[str, bytes]:
+    """The content of each of these files (seen from the current folder) in a revision, as far as they are there."""
+    asked = "".join(f"{revision}:./{path}\n" for path in paths)
+    data = _checked(("cat-file", "--batch"), data=asked.encode())
+    found, at = {}, 0
+    for path in paths:
+        end = data.index(b"\n", at)
+        header = data[at:end].split(b" ")
+        at = end + 1
+        if len(header) == 3 and header[1] == b"blob":
+            found[path] = data[at : at + int(header[2])]
+        at += int(header[2]) + 1 if len(header) == 3 and header[2].isdigit() else 0
+    return found
+
+
+def list_files(revision: str, path: str) -> list[str]:
+    """The files of a revision that are `path` or in it, seen from the current folder; none where it is not there."""
+    return [name for name in git("ls-tree", "-r", "-z", "--name-only", revision, "--", path).split("\0") if name]
+
+
+def changed_files() -> list[str]:
+    """What differs from HEAD in the whole work tree, staged or not, with what git does not know and does not ignore.
+
+    Seen from the current folder; a new folder is one of them, with a slash at its end.
+    """
+    words = git("status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=normal").split("\0")
+    prefix = git("rev-parse", "--show-prefix").strip() or "."
+    return sorted(os.path.relpath(word[3:], prefix) + word[-1] * word.endswith("/") for word in words if word)
+
+
+def commit_aside(branch: str, files: Mapping[str, bytes], message: str, parents: Sequence[str], old: str = "") -> str:
+    """Commit HEAD's content with these files (seen from the current folder) replaced, as the new end of a branch.
+
+    Index, work tree and what is checked out are left alone, and no hook runs. Where git does not know who the user is,
+    Flawline itself is the author.
+
+    old: where the branch ends now; empty for one that does not exist. Raises UserError where it ends elsewhere.
+    Returns the commit, 40 hex digits.
+    """
+    prefix = git("rev-parse", "--show-prefix").strip()
+    with _index_of_its_own() as own:
+        lines = []
+        for path, content in files.items():
+            blob = _output(("hash-object", "-w", "--stdin"), data=content).strip()
+            lines.append(f"100644 {blob}\t{prefix}{path}\0")
+        _output(("update-index", "-z", "--index-info"), own, "".join(lines).encode())
+        tree = _output(("write-tree",), own).strip()
+    behind = [word for parent in parents for word in ("-p", parent)]
+    commit = _output(("commit-tree", tree, *behind), {**LITERAL, **_identity()}, message.encode()).strip()
+    nothing = "0" * len(commit)
+    git("update-ref", "-m", "flawline: retraining", f"refs/heads/{branch}", commit, old or nothing)
+    return commit
+
+
+def clone_at(commit: str, folder: Path) -> None:
+    """A clone of this repository in a new folder, with `commit` checked out; it shares this one's objects."""
+    top = git("rev-parse", "--show-toplevel").strip()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    no_hooks = ("-c", f"core.hooksPath={os.devnull}")
+    git(
+        *no_hooks,
+        "clone",
+        "--quiet",
+        "--shared",
+        "--no-checkout",
+        "--no-tags",
+        "--config",
+        "core.autocrlf=false",
+        "--",
+        top,
+        os.fspath(folder),
+    )
+    git("-C", os.fspath(folder), *no_hooks, "checkout", "--quiet", "--detach", commit)
+
+
+def remote_to_push() -> str:
+    """The remote that the present branch is pushed to, else origin, else the only one; empty where there is none."""
+    remotes = git("remote").split()
+    branch = _word("symbolic-ref", "--quiet", "--short", "HEAD")
+    keys = (f"branch.{branch}.pushRemote", "remote.pushDefault", f"branch.{branch}.remote")
+    candidates = [name for name in (*(_word("config", key) for key in keys), "origin") if name in remotes]
+    return (candidates or (remotes if len(remotes) == 1 else [""]))[0]
+
+
+def has_pushed(remote: str, branch: str, commit: str) -> bool:
+    """Whether this clone knows that the remote's branch ends in the commit."""
+    return _word("rev-parse", "--verify", "--quiet", f"refs/remotes/{remote}/{branch}") == commit
+
+
+def push(remote: str, branch: str) -> None:
+    """Send a branch, without asking anything and without the user's hooks; UserError with git's words if it fails."""
+    own = {**LITERAL, **{name: os.environ.get(name, value) for name, value in ASKS_NOTHING.items()}}
+    if "GIT_SSH_COMMAND" not in os.environ and not _word("config", "core.sshCommand"):
+        own["GIT_SSH_COMMAND"] = "ssh -oBatchMode=yes -oConnectTimeout=15"
+    alone = ("--quiet", "--no-verify", "--no-follow-tags", "--recurse-submodules=no")
+    _output(("push", *alone, "--", remote, f"refs/heads/{branch}:refs/heads/{branch}"), own)
+
+
+def _word(*arguments: str) -> str:
+    """What git answers, without the last newline; nothing where it has no answer."""
+    return _run(arguments).stdout.decode(errors="replace").strip()
+
+
+def _identity() -> dict[str, str]:
+    """Variables that say who commits, where git does not know."""
+    who: dict[str, str] = {}
+    for role in ("AUTHOR", "COMMITTER"):
+        if _run(["var", f"GIT_{role}_IDENT"]).returncode:
+            who |= {f"GIT_{role}_{name}": value for name, value in OURSELVES.items()}
+    return who
+
+
 @contextmanager
 def _index_of_its_own() -> Iterator[dict[str, str]]:
     """Variables by which git uses an index with HEAD's content, and not the user's."""
-    path = Path(git("rev-parse", "--absolute-git-dir").strip()) / f"flawline-index-{os.getpid()}"
+    folder = Path(git("rev-parse", "--absolute-git-dir").strip())
+    for left in folder.glob(f"{INDEX}*"):  # by a process that was killed
+        if not Path("/proc", left.name.removeprefix(INDEX).removesuffix(".lock")).exists():
+            left.unlink(missing_ok=True)
+    path = folder / f"{INDEX}{os.getpid()}"
     path.unlink(missing_ok=True)
     own = {**LITERAL, "GIT_INDEX_FILE": os.fspath(path)}
     try:
@@ -165,10 +302,14 @@ def _is_no_repository(words: bytes) -> bool:
 
 
 def _output(arguments: Sequence[str], own: Mapping[str, str] | None = None, data: bytes = b"") -> str:
+    return _checked(arguments, own, data).decode(errors="replace")  # a message may be in another encoding than it says
+
+
+def _checked(arguments: Sequence[str], own: Mapping[str, str] | None = None, data: bytes = b"") -> bytes:
     done = _run(arguments, own, data)
     if done.returncode:
         raise _failure(arguments, done.stderr)
-    return done.stdout.decode(errors="replace")  # a message may be in another encoding than it says
+    return done.stdout
 
 
 def _run(
@@ -191,7 +332,7 @@ def _run(
 def _failure(arguments: Sequence[str], stderr: bytes) -> UserError:
     words = stderr.decode(errors="replace")
     if LOCK_SIGN in words:
-        return BusyError(_lock_sentence())
+        return BusyError(_lock_sentence(words.partition(LOCK_SIGN)[0].rpartition("'")[2]))
     if "dubious ownership" in words:
         folder = words.partition("repository at '")[2].partition("'")[0]
         return UserError(
@@ -205,10 +346,12 @@ def _lock_path() -> str:
     return _run(["rev-parse", "--git-path", "index.lock"]).stdout.decode().strip()
 
 
-def _lock_sentence() -> str:
+def _lock_sentence(file: str = "") -> str:
+    """That a lock is held. file: the lock's, without ".lock"; that of the index if not given."""
+    held = f"{file}.lock" if file else _lock_path()
     return (
-        f"Another git command holds {_lock_path()}: wait for it to end, or remove the file if no git command runs, "
-        "and run this again."
+        f"Another git command holds {held}: wait for it to end, or remove the file if no git command runs, and run "
+        "this again."
     )
 
 

@@ -11,7 +11,7 @@ from components.foundation.names import check_category_name
 from flows.data.dvc_project import open_project
 from flows.data.history import recorded_digests, versioned_files
 from flows.data.stores import DvcStore, remote_store, separate_files
-from flows.data.versions import read_manifest
+from flows.data.versions import read_manifest, recorded_digest
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,23 @@ def push_versions(category: str | None = None) -> int:
     """Send what the remote lacks of every version of the data alone; how many objects. Raises as `push`."""
     with open_project() as repo:
         return _send(repo, _remote(repo), _held_versions(repo, category))
+
+
+def push_state(category: str) -> int | None:
+    """Send what the remote lacks of the version that the category's .dvc file names now and of its results.
+
+    How many objects; None where no remote is set. Raises UserError where not all could be sent.
+    """
+    check_category_name(category)
+    with open_project() as repo:
+        remote = remote_store(repo)
+        if remote is None:
+            return None
+        files = [path for path in versioned_files() if path.is_file() and path.stem == category]
+        digests = [digest for path in files if (digest := recorded_digest(path.read_bytes()))]
+        versions = [_named(repo, digest) for digest in digests if read_manifest(repo, digest)]
+        results = [out.hash_info for stage in _computed_stages(repo, category) for out in _results(stage)]
+        return _send(repo, remote, [*versions, *results])
 
 
 def pull(category: str | None = None) -> Moved:
@@ -88,10 +105,13 @@ def _remote(repo: Any) -> DvcStore:
 
 def _held_versions(repo: Any, category: str | None) -> list[Any]:
     """DVC's names of the versions whose list of files this machine's cache holds."""
+    return [_named(repo, digest) for digest in recorded_digests(category) if read_manifest(repo, digest)]
+
+
+def _named(repo: Any, digest: str) -> Any:
     from dvc_data.hashfile.hash_info import HashInfo
 
-    digests = recorded_digests(category)
-    return [HashInfo(repo.cache.local.hash_name, digest) for digest in digests if read_manifest(repo, digest)]
+    return HashInfo(repo.cache.local.hash_name, digest)
 
 
 def _send(repo: Any, remote: DvcStore, digests: Sequence[Any]) -> int:

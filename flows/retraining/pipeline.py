@@ -24,7 +24,7 @@ from components.tracking import runs as tracking
 from components.tracking.fingerprint import shown_params, written_params
 from flows.common.lifetime import end_in_order, ended_first
 from flows.data.git import BusyError, may_pass
-from flows.retraining import summary, unregistered
+from flows.retraining import committing, summary, unregistered
 from flows.retraining.running import running, settled_params, to_stderr
 from flows.retraining.stages import STAGES, StageFailedError, reproduce, target_of
 from flows.retraining.warm_stages import warm_stages
@@ -74,6 +74,18 @@ def promote(category: str, version: int) -> str:
         )
     promotion.promote(category, version, "first version")
     return f"is the {registry.CHAMPION}"
+
+
+@task(task_run_name="commit@{category}", retries=5, retry_delay_seconds=3, retry_condition_fn=may_pass)
+def commit(category: str, version: int) -> committing.Committed:
+    """Give the version its commit of all that it is made from, unless it has it."""
+    return committing.commit_version(category, version, load_params())
+
+
+@task(task_run_name="send@{category}")
+def send(category: str, done: committing.Committed) -> str:
+    """Send commit, data and results to the remotes, as far as there are; in words."""
+    return committing.send(category, done, load_params())
 
 
 WAIT = 3600.0  # seconds that a scheduled retraining waits for another run in the project
@@ -136,7 +148,29 @@ def run_category(category: str, force: bool = False) -> int:
             "`flawline status`, that reaches it."
         ) from error
     unregistered.forget(category)
+    keep_commit(category, version)
     return version
+
+
+def keep_commit(category: str, version: int) -> None:
+    """Commit what the version is made from, and send it; where that cannot be, the version is none the worse."""
+    try:
+        done = commit(category, version)
+        if done.is_new:
+            remark = f"; {done.remark}" if done.remark else ""
+            _say(f"{category}: version {version} is commit {done.commit.commit[:10]} ({done.commit.branch}){remark}")
+    except (UserError, OSError) as error:
+        _say(f"{category}: version {version} has no commit of its own, as {_sentence(error)}")
+        return
+    try:
+        if sent := send(category, done):
+            _say(f"{category}: version {version} {sent}")
+    except (UserError, OSError) as error:
+        _say(f"{category}: version {version} stays on this machine for now: {_sentence(error)}")
+
+
+def _sentence(error: UserError | OSError) -> str:
+    return os_error_sentence(error) if isinstance(error, OSError) else str(error)
 
 
 def catch_up(except_for: Sequence[str] = ()) -> None:
@@ -152,6 +186,7 @@ def catch_up(except_for: Sequence[str] = ()) -> None:
                 version = register.fn(category)
                 _say(f"{category}: version {version} {promote.fn(category, version)}, registered late")
                 unregistered.forget(category)
+                keep_commit(category, version)
         except (UserError, OSError) as error:
             _say(f"{category}: still not registered: {error}")
 

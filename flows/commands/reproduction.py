@@ -1,0 +1,105 @@
+"""The commands by which a decision is traced to what made it, and a model's version is made again."""
+
+import json
+import sys
+from dataclasses import asdict
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+from components.foundation.errors import UserError
+from flows.commands.tables import say_names
+from flows.common.environment import enter_project
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def reproduce(
+    version: Annotated[str, typer.Argument(help="CATEGORY@VERSION, such as bottle@7 or bottle@champion.")],
+    keep: Annotated[bool, typer.Option(help="Leave the scratch clone in .flawline/scratch, to look into it.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version again from its commit, in a scratch clone without any cache, and compare every file's bytes.
+
+    Prints *identical*, or what differs and why; exit code 1 where anything does.
+    """
+    enter_project()
+    from components.foundation.disk import check_room, full_disk_said
+    from flows.common.lifetime import end_children_with_me
+    from flows.retraining.reproducing import reproduce_version
+
+    category, which = _category_and_version(version)
+    end_children_with_me()
+    check_room()
+    with full_disk_said():
+        done = reproduce_version(category, which, keep)
+    name = f"{category} version {done.number}"
+    if as_json:
+        print(json.dumps({**asdict(done), "is_identical": done.is_identical}, indent=2))
+    elif done.is_identical:
+        print(
+            f"{name} is identical: {done.files} files made again from commit {done.commit[:10]} in "
+            f"{done.seconds:.0f} s, capsule {done.capsule}."
+        )
+    else:
+        print(f"{name} differs: {len(done.differing)} of {done.files} files.")
+        say_names("other bytes", done.differing)
+        for reason in done.reasons or ("nothing that is recorded: inputs, parameters and processor are the same",):
+            print(f"why: {reason}")
+    if done.folder and not as_json:
+        print(f"The clone is in {done.folder}.")
+    if not done.is_identical:
+        raise UserError(f"{name} was not made again with the same bytes.")
+
+
+def which(
+    category: Annotated[str, typer.Argument(help="The product.")],
+    at: Annotated[
+        str | None,
+        typer.Option(help='Such as "2026-03-02 14:05", local time unless it names a zone; now if not given.'),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say which version of a category was served at a time: run, data, commit, capsule, and how to make it again."""
+    moment = _moment(at)
+    enter_project()
+    from flows.retraining.tracing import trace
+
+    found = trace(category, moment)
+    if as_json:
+        print(json.dumps(asdict(found), indent=2, ensure_ascii=False))
+        return
+    print(f"{category} at {moment:%Y-%m-%d %H:%M:%S %Z}: version {found.version}, champion since {found.since}")
+    rows: dict[str, Any] = {
+        "why": found.reason,
+        "run": found.run,
+        "data version": found.data_version,
+        "commit": f"{found.commit} ({found.branch})" if found.commit else "",
+        "capsule": found.capsule,
+        "made again by": found.command,
+    }
+    for title, words in rows.items():
+        print(f"{title + ':':<15}{words or 'not known'}")
+    for fault in found.faults:
+        print(f"flawline: the journal of {category} was changed by other hands: {fault}.", file=sys.stderr)
+
+
+def _category_and_version(text: str) -> tuple[str, str]:
+    from components.foundation.names import check_category_name
+
+    category, at, which_one = text.rpartition("@")
+    if not at or not category or not which_one:
+        raise UserError(f"Name a version as CATEGORY@VERSION, such as bottle@7 or bottle@champion, not {text!r}.")
+    check_category_name(category)
+    return category, which_one
+
+
+def _moment(text: str | None) -> datetime:
+    """A time with its zone; UserError for what is none."""
+    if text is None:
+        return datetime.now().astimezone()
+    try:
+        return datetime.fromisoformat(text.strip()).astimezone()
+    except (ValueError, OverflowError) as error:
+        raise UserError(f'{text!r} is no time: write it as "2026-03-02 14:05", or with a zone as "…+01:00".') from error
