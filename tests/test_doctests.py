@@ -15,6 +15,7 @@ MODULES = [
     "components.density.moments",
     "components.density.shrinkage",
     "components.density.whitening",
+    "components.detection.conformal",
     "components.evaluation.metrics",
 ]
 CLASSES = {"GaussianDensity", "KernelDensity", "LevelwiseDensity"}

@@ -74,6 +74,12 @@ def split_conformal_threshold(good_scores: ArrayLike, alpha: float) -> Threshold
     of the part together. With n < 1 / alpha - 1 images this rank does not exist: the threshold is the maximum
     and `guaranteed` is 1 / (n + 1).
     Raises UserError without scores, ValueError for alpha outside (0, 1) or scores that are not finite.
+
+    >>> scores = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    >>> split_conformal_threshold(scores, alpha=0.2).value  # rank ⌈(9 + 1) (1 - 0.2)⌉ = 8
+    0.8
+    >>> split_conformal_threshold(scores, alpha=0.01).guaranteed  # too few: 1 / (9 + 1)
+    0.1
     """
     ordered = _ordered(good_scores)
     n = len(ordered)
@@ -88,6 +94,10 @@ def confident_threshold(good_scores: ArrayLike, alpha: float, confidence: float 
     The rate above the r-th smallest of n scores is Beta(n + 1 - r, r) distributed. With fewer than
     `needed_images(alpha, confidence)` the threshold is the maximum and `guaranteed` says what it promises.
     Raises as `split_conformal_threshold`.
+
+    >>> found = confident_threshold(range(1, 60), alpha=0.05)  # 59 scores: the maximum promises 5 % at 95 %
+    >>> found.value, found.guaranteed <= 0.05
+    (59.0, True)
     """
     ordered = _ordered(good_scores)
     n = len(ordered)
@@ -102,18 +112,28 @@ def conditional_rank(n: int, alpha: float, confidence: float) -> int | None:
     """The smallest rank r (from 1) such that P(Beta(n + 1 - r, r) <= alpha) >= confidence; None if n is too small.
 
     In other words n - r is the largest number of held-out scores that may lie above the threshold.
+
+    >>> conditional_rank(59, 0.05, 0.95), conditional_rank(58, 0.05, 0.95)
+    (59, None)
+    >>> conditional_rank(93, 0.05, 0.95)  # one score may lie above the threshold (Wilks' second order)
+    92
     """
     if n < needed_images(alpha, confidence):
         return None
     risk = float(1 - _exact(confidence, "confidence"))
     from scipy import special  # half a second to import, and no part of scoring
 
+    # P(at most k of n good scores lie in the highest alpha of their distribution), for every k
     allowed = np.flatnonzero(special.bdtr(np.arange(n), n, alpha) <= risk)
     return n - int(allowed.max(initial=0))
 
 
 def rate_bound(n: int, rank: int, confidence: float) -> float:
-    """The false-alarm rate that is not exceeded, at this confidence, with the threshold at the rank-th of n."""
+    """The false-alarm rate that is not exceeded, at this confidence, with the threshold at the rank-th of n.
+
+    >>> round(rate_bound(59, 59, 0.95), 4)  # 1 - 0.05^(1/59)
+    0.0495
+    """
     if rank == n:
         return _best_rate(n, confidence)
     from scipy import special
@@ -123,7 +143,11 @@ def rate_bound(n: int, rank: int, confidence: float) -> float:
 
 def needed_images(alpha: float, confidence: float) -> int:
     """Fewest held-out good images whose maximum is a threshold with a false-alarm rate of at most alpha at
-    this confidence: the smallest n with (1 - alpha)^n <= 1 - confidence."""
+    this confidence: the smallest n with (1 - alpha)^n <= 1 - confidence.
+
+    >>> needed_images(0.05, 0.95), needed_images(0.02, 0.95)
+    (59, 149)
+    """
     _exact(alpha, "alpha")
     risk = float(1 - _exact(confidence, "confidence"))
     # The factor lets exact solutions, such as alpha 1/2 at 75 %, survive the logarithms' rounding.
@@ -131,7 +155,11 @@ def needed_images(alpha: float, confidence: float) -> int:
 
 
 def guarantee(n: int, alpha: float, confidence: float = 0.95) -> Guarantee:
-    """What n held-out good images can promise against a wished false-alarm rate alpha, in numbers and words."""
+    """What n held-out good images can promise against a wished false-alarm rate alpha, in numbers and words.
+
+    >>> guarantee(60, 0.05).words
+    'at most 1 false alarm in 20 good parts, with 95 % confidence: 60 held-out good images promise it, 59 would do'
+    """
     needed = needed_images(alpha, confidence)
     best = _best_rate(n, confidence)
     wish, sure = f"at most {_rate_words(alpha)}", f"with {100 * confidence:g} % confidence"
@@ -148,6 +176,9 @@ def p_values(calibration_scores: ArrayLike, scores: ArrayLike) -> NDArray[np.flo
     p = (1 + number of held-out scores >= the score) / (n + 1). A good part has p <= alpha with probability at
     most alpha, and p <= alpha exactly when the score is above `split_conformal_threshold(..., alpha)`,
     provided that n is large enough for alpha.
+
+    >>> p_values([1, 2, 3, 4], [0.5, 3, 9]).tolist()  # (1 + 4) / 5, (1 + 2) / 5, (1 + 0) / 5
+    [1.0, 0.6, 0.2]
     """
     ordered = _ordered(calibration_scores)
     below = np.searchsorted(ordered, _finite(scores), side="left")
@@ -164,16 +195,20 @@ def tail_limit(calibration_scores: ArrayLike, level: float) -> float:
     (k + 1) / (n + 1) (1 + ln(…) / k)^-k where the tail is exponential, such as 1.9 % for a level of 1 % and n = 24, and
     less often where it is lighter. At least the largest score; that score itself for fewer than two.
     Raises as `split_conformal_threshold`.
+
+    >>> scores = -np.log(1 - (np.arange(1, 41) - 0.5) / 40)  # an exponential distribution of mean 1
+    >>> 4.0 < tail_limit(scores, level=0.01) < 5.5  # it exceeds log 100 = 4.6 in one of 100
+    True
     """
     ordered = _ordered(calibration_scores)
     n = len(ordered)
     if n < 2:
         return float(ordered[-1])
     k = min(n - 1, max(2, n // 4))
-    base = ordered[n - 1 - k]
-    mean = float(np.mean(ordered[n - k :] - base))
+    base = ordered[n - 1 - k]  # the (k + 1)-th largest, which is exceeded with probability (k + 1) / (n + 1)
+    mean = float(np.mean(ordered[n - k :] - base))  # of the excesses: the exponential tail's only parameter
     share = (k + 1) / ((n + 1) * float(_exact(level, "level")))  # how much more often the base is exceeded
-    return max(float(ordered[-1]), float(base) + mean * log(share))
+    return max(float(ordered[-1]), float(base) + mean * log(share))  # exp(-(x - base) / mean) = 1 / share, solved for x
 
 
 def _exact(probability: float, name: str) -> Fraction:
