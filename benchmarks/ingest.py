@@ -4,8 +4,8 @@
 requests_per_image, bytes_per_image. A real S3 server (rclone), git and DVC on this machine; images of 256 px as PNG.
 The ingest does all of its steps: listing, download with checksums, decoding, validation, duplicates, a new version of
 the data, moving the objects to accepted/. No model is there yet to screen them. Both sides run in processes of their
-own that have imported their libraries and handled a small batch before; the plain loop runs before and after, and its
-mean rate counts. Prefect is left out: it adds tenths of a second for each batch.
+own that have imported their libraries and handled a small delivery before; the plain loop runs before and after, and
+its mean rate counts. Prefect is left out: it adds tenths of a second for each delivery.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from tests.servers import S3Server, s3_server
 
 CATEGORY = CATEGORIES[0]
 SIDE = 256
-WARM, TRAIN = 20, 100  # images of the batch that warms up, images that the category has before
+WARM, TRAIN = 20, 100  # images of the delivery that warms up, images that the category has before
 URL = "s3://bucket/incoming"
 
 
@@ -71,7 +71,7 @@ def measure(count: int) -> dict[str, Any]:
 
 
 def ingest(server: S3Server) -> dict[str, float]:
-    """Warm up with a small batch, then ingest the others."""
+    """Warm up with a small delivery, then ingest the others."""
     from components.arrivals.inbox import open_source
     from components.foundation.params import load_params
     from flows.arrivals.steps import ingest_category

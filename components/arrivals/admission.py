@@ -1,4 +1,4 @@
-"""The door: what of an arriving file can be said without knowing the category. Nothing here trusts the file.
+"""Admission: what of an arriving file can be said without knowing the category. Nothing here trusts the file.
 
 A file passes if its name is harmless, it is one still image of a usual format within the limits, and nothing else is
 hidden in it. Archives are never unpacked, and the number of pixels is read from the header before any is decoded.
@@ -20,7 +20,7 @@ from components.images.ending import foreign_content, image_end, is_archive
 
 @dataclass(frozen=True)
 class Opened:
-    """An image that passed the door.
+    """An image that was admitted.
 
     pixels: (H, W, 3) uint8 RGB. mode, format: Pillow's names. sha256: of the file's bytes.
     """
@@ -32,7 +32,7 @@ class Opened:
 
 
 def check_listing(key: str, kind: str, size: int, limits: ImageLimits) -> Refusal | None:
-    """Judge a file before a byte of it is read, by its name, its kind ("file", "link" or "other") and its size."""
+    """Check a file before a byte of it is read, by its name, its kind ("file", "link" or "other") and its size."""
     if refusal := check_name(key):
         return refusal
     if kind == "link":
@@ -47,7 +47,7 @@ def check_listing(key: str, kind: str, size: int, limits: ImageLimits) -> Refusa
 
 
 def open_arrival(data: bytes, name: str, limits: ImageLimits) -> Opened | Refusal:
-    """Judge a file by its content, and decode it.
+    """Check a file by its content, and decode it.
 
     Codes: archive, not-an-image, too-many-pixels, several-images, foreign-content, undecodable.
     """

@@ -1,8 +1,9 @@
 """Has what arrives moved away from what was learned? Two-sample Kolmogorov–Smirnov tests with Holm's correction.
 
-Each image may lie within the category's limits while a batch as a whole is darker, softer or tinted. Holm's step-down
-procedure ("A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics, 1979) keeps
-the probability of any false alarm in a batch at or under the level, whatever the dependence between the measures.
+Each image may lie within the category's limits while a delivery as a whole is darker, softer or tinted. Holm's
+step-down procedure ("A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics,
+1979) keeps the probability of any false alarm in a delivery at or under the level, whatever the dependence between the
+measures.
 """
 
 from dataclasses import asdict, dataclass

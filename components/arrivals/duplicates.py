@@ -16,7 +16,7 @@ NEAR = frozenset({"near-duplicate", "near-test-image"})  # a person decides; wha
 
 @dataclass
 class KnownImages:
-    """The images of a category, those held, and those that came before in the batch."""
+    """The images of a category, those held, and those that came before in the delivery."""
 
     near_distance: float
     _by_digest: dict[str, str] = field(default_factory=dict)
@@ -37,14 +37,14 @@ class KnownImages:
         self._index.add(name, hash_of(facts["hash"]))
 
     def check(self, sha256: str, facts: Mapping[str, Any], grey: Callable[[], np.ndarray]) -> Refusal | None:
-        """Judge an image by the digest of its file and its facts; few need their `perceptual_hash.small_grey` too.
+        """Check an image by the digest of its file and its facts; few need their `perceptual_hash.small_grey` too.
 
         Codes: duplicate, test-image (exact); near-duplicate, near-test-image. A new image that shows a test image must
         never be learned, or the test would say nothing.
         """
         for digest, words in ((sha256, "is the same file as"), (facts["pixels"], "shows the same pixels as")):
-            if twin := self._by_digest.get(digest):
-                return Refusal("test-image" if twin in self._test else "duplicate", f"{words} {twin}")
+            if duplicate := self._by_digest.get(digest):
+                return Refusal("test-image" if duplicate in self._test else "duplicate", f"{words} {duplicate}")
         nearest = self._index.nearest(hash_of(facts["hash"]), grey)
         if nearest is None or nearest[1] > self.near_distance:
             return None

@@ -17,14 +17,14 @@ class Entry:
     """One file in the inbox, as it was listed.
 
     key: path in the category's inbox, with forward slashes. kind: "link" and "other" are never opened.
-    size: bytes. mark: changes with the content (ETag, or inode and times). changed: last change, seconds since 1970.
-    target: where a link leads.
+    size: bytes. revision: changes with the content (ETag, or inode and times). changed: last change, seconds since
+    1970. target: where a link leads.
     """
 
     key: str
     kind: Kind
     size: int
-    mark: str
+    revision: str
     changed: float
     target: str = ""
 

@@ -67,15 +67,15 @@ def open_source(url: str) -> Source:
     return FolderInbox(Path(url))
 
 
-def are_settled(entries: Iterable[Entry], now: float, seconds: float) -> bool:
+def are_at_rest(entries: Iterable[Entry], now: float, seconds: float) -> bool:
     """Whether none of the files changed within so many seconds before `now`."""
     return all(entry.changed <= now - seconds for entry in entries)
 
 
-def settled(before: Sequence[Entry], after: Sequence[Entry]) -> list[Entry]:
-    """The files of the second look that were there, with the same size and mark, at the first."""
-    looks = {entry.key: (entry.size, entry.mark) for entry in before}
-    return [entry for entry in after if looks.get(entry.key) == (entry.size, entry.mark)]
+def at_rest(before: Sequence[Entry], after: Sequence[Entry]) -> list[Entry]:
+    """The files of the second look that were there, with the same size and revision, at the first."""
+    looks = {entry.key: (entry.size, entry.revision) for entry in before}
+    return [entry for entry in after if looks.get(entry.key) == (entry.size, entry.revision)]
 
 
 class FolderInbox:
@@ -118,10 +118,10 @@ class FolderInbox:
         """Copy a file to `path`, verified, or raise GoneError."""
         descriptor = _open_inside(self.folder / category, entry.key)
         with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode) or _mark(os.fstat(descriptor)) != entry.mark:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode) or _revision(os.fstat(descriptor)) != entry.revision:
                 raise GoneError(entry.key)
             data = file.read(entry.size + 1)
-            if len(data) != entry.size or _mark(os.fstat(descriptor)) != entry.mark:
+            if len(data) != entry.size or _revision(os.fstat(descriptor)) != entry.revision:
                 raise GoneError(entry.key)
         path.write_bytes(data)
 
@@ -177,16 +177,16 @@ def _walk(folder: Path, prefix: str) -> Iterable[Entry]:
             link = stat.S_ISLNK(status.st_mode)
             kind: Kind = "link" if link else "file" if stat.S_ISREG(status.st_mode) else "other"
             changed = max(status.st_mtime, status.st_ctime)  # copiers set the one, no one can set the other
-            yield Entry(key, kind, status.st_size, _mark(status), changed, os.readlink(item.path) if link else "")
+            yield Entry(key, kind, status.st_size, _revision(status), changed, os.readlink(item.path) if link else "")
 
 
-def _mark(status: os.stat_result) -> str:
+def _revision(status: os.stat_result) -> str:
     return f"{status.st_dev}-{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
 
 
 def _is_still(path: Path, entry: Entry) -> bool:
     try:
-        return _mark(path.lstat()) == entry.mark
+        return _revision(path.lstat()) == entry.revision
     except (FileNotFoundError, NotADirectoryError):
         return False
 

@@ -162,38 +162,38 @@ class S3Inbox:
         if entry.size >= LARGE:
             self._fetch_large(key, entry, path)
             return
-        if (quick := self._quick.get(key, entry.mark)) and len(quick[0]) == entry.size:
+        if (quick := self._quick.get(key, entry.revision)) and len(quick[0]) == entry.size:
             data, headers = quick
             _verify_sha256(key, lambda: hashlib.sha256(data).hexdigest(), headers.get("x-amz-meta-sha256"))
             path.write_bytes(data)
             return
-        answer = self._get(key, IfMatch=f'"{entry.mark}"')
+        answer = self._get(key, IfMatch=f'"{entry.revision}"')
         data = answer["Body"].read()
         _verify_length(key, entry, len(data), answer)
-        _verify_etag(key, entry, lambda: _etag_of(BytesIO(data), entry.mark, self._parts(key, entry)), answer)
+        _verify_etag(key, entry, lambda: _etag_of(BytesIO(data), entry.revision, self._parts(key, entry)), answer)
         _verify_sha256(key, lambda: hashlib.sha256(data).hexdigest(), _told_sha256(answer))
         path.write_bytes(data)
 
     def _fetch_large(self, key: str, entry: Entry, path: Path) -> None:
         """Read an object in ranges, several at once, into a file of its whole length."""
-        head = self._head(key, IfMatch=f'"{entry.mark}"')
+        head = self._head(key, IfMatch=f'"{entry.revision}"')
         try:
             self._client.download_file(self.bucket, key, str(path))
         except ClientError as error:
             raise _gone_or(error, key) from error
         _verify_length(key, entry, path.stat().st_size, head)
         with path.open("rb") as file:
-            _verify_etag(key, entry, lambda: _etag_of(file, entry.mark, self._parts(key, entry)), head)
+            _verify_etag(key, entry, lambda: _etag_of(file, entry.revision, self._parts(key, entry)), head)
         _verify_sha256(key, lambda: sha256_file(path), _told_sha256(head))
 
     def _parts(self, key: str, entry: Entry) -> list[int]:
         """Bytes of each part that an object was uploaded in, as its ETag counts them; none where S3 does not tell."""
-        count = _parts_count(entry.mark)
+        count = _parts_count(entry.revision)
         if count is None:
             return [entry.size]
         sizes = []
         for number in range(1, count + 1):
-            part = self._head(key, PartNumber=number, IfMatch=f'"{entry.mark}"')
+            part = self._head(key, PartNumber=number, IfMatch=f'"{entry.revision}"')
             if part.get("PartsCount") != count:
                 return []
             sizes.append(int(part["ContentLength"]))
@@ -225,12 +225,12 @@ class S3Inbox:
     def _place(self, prefix: str, move: Move) -> None:
         """Bring an object to its place: by a copy within S3, or from what was read of it where it was replaced."""
         key = f"{prefix}{move.entry.key}"
-        if self._quick.copy(key, self._root + move.place, move.entry.mark):
+        if self._quick.copy(key, self._root + move.place, move.entry.revision):
             return
         try:
-            copied = self._copy(key, move.place, move.entry.size, move.entry.mark)
+            copied = self._copy(key, move.place, move.entry.size, move.entry.revision)
             # Not every S3 server heeds CopySourceIfMatch, and parts or encryption may give the copy another ETag.
-            if copied == move.entry.mark or _bare(self._head(key)["ETag"]) == move.entry.mark:
+            if copied == move.entry.revision or _bare(self._head(key)["ETag"]) == move.entry.revision:
                 return
             self._delete([self._root + move.place])
         except GoneError:
@@ -238,7 +238,7 @@ class S3Inbox:
         if move.copy is not None:
             self._client.upload_file(str(move.copy), self.bucket, self._root + move.place)
 
-    def _copy(self, key: str, place: str, size: int, mark: str) -> str:
+    def _copy(self, key: str, place: str, size: int, revision: str) -> str:
         """Copy an object within S3; the copy's ETag, empty where S3 does not say it."""
         source = {"Bucket": self.bucket, "Key": key}
         try:
@@ -246,7 +246,7 @@ class S3Inbox:
                 self._client.copy(source, self.bucket, self._root + place)
                 return ""
             answer = self._client.copy_object(
-                CopySource=source, Bucket=self.bucket, Key=self._root + place, CopySourceIfMatch=f'"{mark}"'
+                CopySource=source, Bucket=self.bucket, Key=self._root + place, CopySourceIfMatch=f'"{revision}"'
             )
             return _bare(answer.get("CopyObjectResult", {}).get("ETag", ""))
         except ClientError as error:
@@ -289,7 +289,7 @@ class _CutShortError(Exception):
 
 
 def _verify_length(key: str, entry: Entry, length: int, answer: Any) -> None:
-    if _bare(answer.get("ETag", entry.mark)) != entry.mark:  # not every S3 server heeds IfMatch
+    if _bare(answer.get("ETag", entry.revision)) != entry.revision:  # not every S3 server heeds IfMatch
         raise GoneError(key)
     if length != entry.size:
         raise _CutShortError(f"{key} came with {length:,} of {entry.size:,} bytes")
@@ -298,7 +298,7 @@ def _verify_length(key: str, entry: Entry, length: int, answer: Any) -> None:
 def _verify_etag(key: str, entry: Entry, computed: Callable[[], str], answer: Any) -> None:
     """Compare the ETag with the content's, where S3 makes it of MD5s: not of what it encrypts with other keys."""
     encrypted = str(answer.get("ServerSideEncryption", "")).startswith("aws:kms") or "SSECustomerAlgorithm" in answer
-    if ETAG.fullmatch(entry.mark) and not encrypted and computed() not in ("", entry.mark):
+    if ETAG.fullmatch(entry.revision) and not encrypted and computed() not in ("", entry.revision):
         raise _CutShortError(f"{key} came with another MD5 than its ETag")
 
 
@@ -347,7 +347,7 @@ def _bare(etag: str) -> str:
 
 def _is_still(there: dict[str, dict[str, Any]], prefix: str, move: Move) -> bool:
     found = there.get(f"{prefix}{move.entry.key}")
-    return found is not None and found["ETag"] == move.entry.mark
+    return found is not None and found["ETag"] == move.entry.revision
 
 
 def _gone_or(error: ClientError, key: str) -> Exception:

@@ -40,7 +40,7 @@ class Refusal(NamedTuple):
 
 
 def check_name(key: str) -> Refusal | None:
-    """Judge the name of an arriving file relative to its category's inbox, with forward slashes; None if it passes.
+    """Check the name of an arriving file relative to its category's inbox, with forward slashes; None if it passes.
 
     Codes: name-path, name-hidden, name-dash, name-formula, name-markup, name-control, name-unicode, name-long,
     name-extension. Bytes that are no UTF-8 come as surrogates (`os.fsdecode`) and count as control characters.

@@ -1,11 +1,11 @@
-"""What is written down of a judged batch: reasons beside the images that did not pass, a manifest of those that did."""
+"""What is written down of a triaged delivery: reasons beside images that did not pass, a manifest of the others."""
 
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from components.arrivals.batch import Batch, Item
+from components.arrivals.delivery import Delivery, Item
 from components.arrivals.entries import Move
 from components.arrivals.inbox import Source
 from components.arrivals.names import encode_key, shown_name
@@ -14,27 +14,27 @@ from components.arrivals.triage import Verdict
 REASON, PICTURE, MANIFEST = ".json", ".map.png", "batch.json"
 
 
-def settle(batch: Batch, source: Source, verdicts: Sequence[Verdict]) -> None:
+def store_outcomes(delivery: Delivery, source: Source, verdicts: Sequence[Verdict]) -> None:
     """Write reasons and anomaly maps, then move each file out of the inbox; may be repeated."""
-    items, claim = {item.number: item for item in batch.items()}, batch.result("claim")
+    items, claim = {item.number: item for item in delivery.items()}, delivery.result("claim")
     arrival = {
-        "category": batch.category,
-        "batch": batch.name,
+        "category": delivery.category,
+        "batch": delivery.name,
         "source": claim.get("source"),
         "time": claim.get("time"),
     }
     for verdict in verdicts:
         if verdict.outcome != "accepted":
-            _write_reason(batch, source, items[verdict.number], verdict, arrival)
+            _write_reason(delivery, source, items[verdict.number], verdict, arrival)
     passed = [verdict for verdict in verdicts if verdict.outcome == "accepted"]
     if passed:
-        manifest = [_reason(batch, items[verdict.number], verdict, arrival) for verdict in passed]
-        source.write(f"accepted/{batch.category}/{batch.name}/{MANIFEST}", _as_bytes(manifest))
-    source.acknowledge(batch.category, [_move(batch, items[verdict.number], verdict) for verdict in verdicts])
+        manifest = [_reason(delivery, items[verdict.number], verdict, arrival) for verdict in passed]
+        source.write(f"accepted/{delivery.category}/{delivery.name}/{MANIFEST}", _as_bytes(manifest))
+    source.acknowledge(delivery.category, [_move(delivery, items[verdict.number], verdict) for verdict in verdicts])
 
 
 def summarise(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """Counts of a batch: arrived, accepted, held, quarantined, and reasons: how many per code."""
+    """Counts of a delivery: arrived, accepted, held, quarantined, and reasons: how many per code."""
     outcomes = Counter(verdict.outcome for verdict in verdicts)
     reasons = Counter(verdict.code for verdict in verdicts if verdict.code)
     return {
@@ -59,18 +59,18 @@ def image_name(item: Item, verdict: Verdict) -> str:
     return f"train/good/{stem}-{verdict.sha256[:12]}.{suffix}"
 
 
-def _write_reason(batch: Batch, source: Source, item: Item, verdict: Verdict, arrival: Mapping[str, Any]) -> None:
-    place = batch.place(verdict.outcome, item)
-    reason = _reason(batch, item, verdict, arrival)
-    if batch.picture(item).is_file():
+def _write_reason(delivery: Delivery, source: Source, item: Item, verdict: Verdict, arrival: Mapping[str, Any]) -> None:
+    place = delivery.place(verdict.outcome, item)
+    reason = _reason(delivery, item, verdict, arrival)
+    if delivery.picture(item).is_file():
         reason["map"] = place + PICTURE
-        source.write(place + PICTURE, batch.picture(item).read_bytes())
+        source.write(place + PICTURE, delivery.picture(item).read_bytes())
     source.write(place + REASON, _as_bytes(reason))
 
 
-def _reason(batch: Batch, item: Item, verdict: Verdict, arrival: Mapping[str, Any]) -> dict[str, Any]:
+def _reason(delivery: Delivery, item: Item, verdict: Verdict, arrival: Mapping[str, Any]) -> dict[str, Any]:
     reason: dict[str, Any] = {
-        "place": batch.place(verdict.outcome, item),
+        "place": delivery.place(verdict.outcome, item),
         "name": item.shown,
         "key": encode_key(item.entry.key),
         **arrival,
@@ -90,9 +90,9 @@ def _reason(batch: Batch, item: Item, verdict: Verdict, arrival: Mapping[str, An
     return reason | {"facts": verdict.facts}
 
 
-def _move(batch: Batch, item: Item, verdict: Verdict) -> Move:
-    copy = batch.raw(item)
-    return Move(item.entry, batch.place(verdict.outcome, item), copy if copy.is_file() else None)
+def _move(delivery: Delivery, item: Item, verdict: Verdict) -> Move:
+    copy = delivery.raw(item)
+    return Move(item.entry, delivery.place(verdict.outcome, item), copy if copy.is_file() else None)
 
 
 def _as_bytes(value: Any) -> bytes:

@@ -1,11 +1,11 @@
-"""What became of a batch of arriving images as one small HTML page that looks right offline."""
+"""What became of a delivery of arriving images as one small HTML page that looks right offline."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from components.arrivals.batch import Batch, Item
+from components.arrivals.delivery import Delivery, Item
 from components.arrivals.review import review_name
 from components.arrivals.triage import Verdict
 from components.evaluation.report_page import REST, STYLE, thumbnail
@@ -17,13 +17,15 @@ SAMPLES = 8  # accepted images on a page
 MAP_SIDE = 420  # pixels on the longer side of an image with its anomaly map
 
 
-def render_arrivals(batch: Batch, verdicts: Sequence[Verdict], summary: Mapping[str, Any], limits: ImageLimits) -> str:
-    """The page on a judged batch whose files are still in its folder: a whole HTML document.
+def render_arrivals(
+    delivery: Delivery, verdicts: Sequence[Verdict], summary: Mapping[str, Any], limits: ImageLimits
+) -> str:
+    """The page on a triaged delivery whose files are still in its folder: a whole HTML document.
 
     summary: of `flows.arrivals.steps.acknowledge`, for the counts and the drift. limits: to read the images that are
-    shown. What did not pass the door is named and never opened.
+    shown. What was not admitted is named and never opened.
     """
-    items = {item.number: item for item in batch.items()}
+    items = {item.number: item for item in delivery.items()}
     groups: dict[tuple[str, str], list[Verdict]] = {}
     for verdict in verdicts:
         groups.setdefault((verdict.outcome, verdict.code), []).append(verdict)
@@ -32,13 +34,13 @@ def render_arrivals(batch: Batch, verdicts: Sequence[Verdict], summary: Mapping[
         summary=summary,
         style=STYLE,
         shown=SHOWN,
-        samples=[_shown(batch, items, verdict, limits) for verdict in groups.pop(("accepted", ""), [])[:SAMPLES]],
+        samples=[_shown(delivery, items, verdict, limits) for verdict in groups.pop(("accepted", ""), [])[:SAMPLES]],
         groups=[
             {
                 "outcome": outcome,
                 "code": code,
                 "count": len(group),
-                "images": [_shown(batch, items, verdict, limits) for verdict in group[:SHOWN]],
+                "images": [_shown(delivery, items, verdict, limits) for verdict in group[:SHOWN]],
                 "others": [_said(items, verdict) for verdict in group[SHOWN : SHOWN + LISTED]],
             }
             for (outcome, code), group in sorted(groups.items())
@@ -46,17 +48,17 @@ def render_arrivals(batch: Batch, verdicts: Sequence[Verdict], summary: Mapping[
     )
 
 
-def _shown(batch: Batch, items: Mapping[int, Item], verdict: Verdict, limits: ImageLimits) -> dict[str, Any]:
+def _shown(delivery: Delivery, items: Mapping[int, Item], verdict: Verdict, limits: ImageLimits) -> dict[str, Any]:
     """What the page says of one image: a small picture, the one with its anomaly map, score, p-value and command."""
     item = items[verdict.number]
-    anomaly_map = batch.picture(item)
+    anomaly_map = delivery.picture(item)
     return {
         "words": _said(items, verdict),
-        "picture": thumbnail(batch.raw(item), limits) if verdict.facts else None,
+        "picture": thumbnail(delivery.raw(item), limits) if verdict.facts else None,
         "map": thumbnail(anomaly_map, limits, MAP_SIDE) if anomaly_map.is_file() else None,
         "score": verdict.score,
         "p_value": verdict.p_value,
-        "name": review_name(batch.place("held", item)) if verdict.outcome == "held" else None,
+        "name": review_name(delivery.place("held", item)) if verdict.outcome == "held" else None,
     }
 
 
@@ -116,7 +118,7 @@ p = {{ "%.3g" % image.p_value }}</span>{% endif %}
 </div>
 
 {% if summary.drift %}
-<h2>The batch differs from the training images</h2>
+<h2>The delivery differs from the training images</h2>
 <div class="card"><table>
 {% for one in summary.drift %}
 <tr><td>{{ one.measure | replace("_", " ") }}</td>
@@ -152,7 +154,7 @@ corrected p = {{ "%.2g" % one.p_value }}</td>
 </div>
 {% endif %}
 
-<footer class="soft">Batch {{ summary.batch }} from {{ summary.source }}, {{ summary.time }}
+<footer class="soft">Delivery {{ summary.delivery }} from {{ summary.source }}, {{ summary.time }}
 {%- if not summary.screened %}; no champion was there yet to look for defects{% endif %}
 {%- if summary.commit %}; version {{ summary.commit }}{% endif %}
 </footer>

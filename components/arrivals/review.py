@@ -9,11 +9,11 @@ from components.arrivals.inbox import Source
 from components.arrivals.outcome import PICTURE, REASON
 from components.foundation.errors import UserError
 
-Held = dict[str, Any]  # the reason that lies beside a held image, as `outcome.settle` writes it
+Held = dict[str, Any]  # the reason that lies beside a held image, as `outcome.store_outcomes` writes it
 
 
 def list_held(source: Source, category: str) -> list[Held]:
-    """The held images of a category, oldest batch first; a decision that was cut short is completed."""
+    """The held images of a category, oldest delivery first; a decision that was cut short is completed."""
     places = set(source.places(f"held/{category}"))
     found = []
     for place in sorted(place for place in places if place.endswith(REASON)):

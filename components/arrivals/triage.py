@@ -1,7 +1,7 @@
 """What becomes of each arriving image: accepted, held for a person, or quarantined, with the reason.
 
-Cheap and certain checks come first: the door, exact and near duplicates, the category's limits, drift of the whole
-batch, and at last the present champion's opinion. The first reason that is found counts.
+Cheap and certain checks come first: admission, exact and near duplicates, the category's limits, drift of the whole
+delivery, and at last the present champion's opinion. The first reason that is found counts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from components.arrivals.admission import check_listing
-from components.arrivals.batch import Batch, Item
+from components.arrivals.delivery import Delivery, Item
 from components.arrivals.drift import Drift, find_drift
 from components.arrivals.duplicates import NEAR, KnownImages
-from components.arrivals.first_look import Look
+from components.arrivals.inspection import Inspection
 from components.arrivals.suite import unfit_images
 from components.foundation.limits import ImageLimits
 from components.foundation.params import Params
@@ -33,7 +33,7 @@ class Verdict:
     """What becomes of one file.
 
     number: of the item. code, words: the reason, empty for an accepted image; the words follow the file's name.
-    sha256: of the file; empty where it was not read. facts: of the image; empty where it did not pass the door.
+    sha256: of the file; empty where it was not read. facts: of the image; empty where it was not admitted.
     score, p_value: the champion's, None where it was not asked.
     """
 
@@ -52,8 +52,8 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """The verdicts of a batch, one per item in order, and what its distribution says."""
+class Triage:
+    """The verdicts of a delivery, one per item in order, and what its distribution says."""
 
     verdicts: list[Verdict]
     drift: list[Drift]
@@ -71,11 +71,11 @@ def check_entry(item: Item, params: Params) -> Verdict | None:
     return None if refusal is None else Verdict(item.number, "quarantine", *refusal)
 
 
-def judge(
-    batch: Batch, items: Sequence[Item], looks: Mapping[int, Look], history: pd.DataFrame,
+def triage(
+    delivery: Delivery, items: Sequence[Item], looks: Mapping[int, Inspection], history: pd.DataFrame,
     held: Sequence[Mapping[str, Any]], capsule: "Capsule | None", params: Params,
-) -> Judgement:  # fmt: skip
-    """Judge the fetched files of a batch, in their order.
+) -> Triage:  # fmt: skip
+    """Check the fetched files of a delivery, in their order.
 
     looks: what the first look at each file found, by its item's number.
     history: the category's images (`image_facts.category_facts`). held: of each held image name, sha256 and facts.
@@ -85,28 +85,28 @@ def judge(
     known.add_category(history)
     for image in held:
         known.add(image["name"], image["sha256"], image["facts"])
-    verdicts = [_compared(item, looks[item.number], known, batch, params) for item in items]
+    verdicts = [_compared(item, looks[item.number], known, delivery, params) for item in items]
     verdicts = _fit(verdicts, history, params)
     verdicts, drift = _drifted(verdicts, history, params)
     if capsule is not None:
-        verdicts = _screened(verdicts, {item.number: item for item in items}, batch, capsule, params)
-    return Judgement(verdicts, drift)
+        verdicts = _screened(verdicts, {item.number: item for item in items}, delivery, capsule, params)
+    return Triage(verdicts, drift)
 
 
-def _compared(item: Item, look: Look, known: KnownImages, batch: Batch, params: Params) -> Verdict:
-    """Quarantine what the door refused, look for duplicates of what it let in, and know that from now on."""
+def _compared(item: Item, look: Inspection, known: KnownImages, delivery: Delivery, params: Params) -> Verdict:
+    """Quarantine what was refused, look for duplicates of what was admitted, and know that from now on."""
     if look.facts is None:
         return Verdict(item.number, "quarantine", look.code, look.words)
 
     def grey() -> np.ndarray:
-        return small_grey(read_image(batch.raw(item), arrival_limits(params)))
+        return small_grey(read_image(delivery.raw(item), arrival_limits(params)))
 
-    twin = known.check(look.sha256, look.facts, grey)
+    duplicate = known.check(look.sha256, look.facts, grey)
     known.add(item.shown, look.sha256, look.facts)
-    if twin is None:
+    if duplicate is None:
         return Verdict(item.number, "accepted", sha256=look.sha256, facts=look.facts)
-    outcome: Outcome = "held" if twin.code in NEAR else "quarantine"
-    return Verdict(item.number, outcome, *twin, look.sha256, look.facts)
+    outcome: Outcome = "held" if duplicate.code in NEAR else "quarantine"
+    return Verdict(item.number, outcome, *duplicate, look.sha256, look.facts)
 
 
 def _fit(verdicts: Sequence[Verdict], history: pd.DataFrame, params: Params) -> list[Verdict]:
@@ -124,7 +124,7 @@ def _fit(verdicts: Sequence[Verdict], history: pd.DataFrame, params: Params) -> 
 
 
 def _drifted(verdicts: Sequence[Verdict], history: pd.DataFrame, params: Params) -> tuple[list[Verdict], list[Drift]]:
-    """Test the batch against the training images; with `ingest.drift: stop`, hold all of a batch that drifted."""
+    """Test the delivery against the training images; with `ingest.drift: stop`, hold all of a delivery that drifted."""
     candidates, train = _candidates(verdicts), history[history["split"] == "train"]
     if min(len(candidates), len(train)) < params.ingest.drift_min:
         return list(verdicts), []
@@ -133,7 +133,7 @@ def _drifted(verdicts: Sequence[Verdict], history: pd.DataFrame, params: Params)
     moved = [one for one in drift if one.drifted]
     if not moved or params.ingest.drift == "warn":
         return list(verdicts), drift
-    words = f"came in a batch whose {', '.join(one.measure for one in moved)} differ from the training images'"
+    words = f"came in a delivery whose {', '.join(one.measure for one in moved)} differ from the training images'"
     return [
         replace(verdict, outcome="held", code="drift", words=words) if verdict.outcome == "accepted" else verdict
         for verdict in verdicts
@@ -141,14 +141,14 @@ def _drifted(verdicts: Sequence[Verdict], history: pd.DataFrame, params: Params)
 
 
 def _screened(
-    verdicts: Sequence[Verdict], items: Mapping[int, Item], batch: Batch, capsule: "Capsule", params: Params
+    verdicts: Sequence[Verdict], items: Mapping[int, Item], delivery: Delivery, capsule: "Capsule", params: Params
 ) -> list[Verdict]:
     """Hold what the champion finds suspicious; whatever is held for another reason gets its score and map too."""
     from components.arrivals.screening import screen  # torch takes seconds to import
 
     asked = [verdict for verdict in verdicts if verdict.outcome != "quarantine"]
-    paths = [batch.raw(items[verdict.number]) for verdict in asked]
-    pictures = [batch.picture(items[verdict.number]) for verdict in asked]
+    paths = [delivery.raw(items[verdict.number]) for verdict in asked]
+    pictures = [delivery.picture(items[verdict.number]) for verdict in asked]
     held = [verdict.outcome == "held" for verdict in asked]
     found = screen(capsule, paths, pictures, params.limits.image_limits(), params.ingest.hold_below, held)
     screened = {verdict.number: one for verdict, one in zip(asked, found, strict=True)}

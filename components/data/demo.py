@@ -22,7 +22,7 @@ from components.foundation.libraries import check_libraries
 from components.foundation.making import check_unchanged
 from components.foundation.params import DemoParams, Params, load_params
 from components.foundation.places import DEMO
-from components.stages.door import run_guarded
+from components.stages.command import run_guarded
 
 PHOTOGRAPHS = {"brick": "right", "gravel": "left", "grass": "right"}  # and the side that is kept for testing
 MARGIN = 16  # columns between the training and the test part

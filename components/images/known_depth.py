@@ -9,7 +9,7 @@ from components.images.dataset import list_records
 from components.images.depth import find_bits
 
 
-def settle_bits(params: Params, category: str) -> Params:
+def with_depth(params: Params, category: str) -> Params:
     """The same parameters with `limits.bits` as it holds for a category: as given, as validated, or else as found."""
     if params.limits.bits is not None:
         return params

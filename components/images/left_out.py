@@ -56,7 +56,7 @@ def left_out(root: Path, records: Iterable[ImageRecord]) -> list[LeftOut]:
         elif path in needless:
             found.append(_left_out(path, root, _NEEDLESS, "note", "mask"))
         elif path not in used:
-            found.append(_judged(path, root, roots))
+            found.append(_reason(path, root, roots))
     return sorted(found, key=lambda one: one.name)
 
 
@@ -80,7 +80,7 @@ def reasons(found: Iterable[LeftOut]) -> dict[str, list[str]]:
     return grouped
 
 
-def _judged(path: Path, root: Path, roots: list[Path]) -> LeftOut:
+def _reason(path: Path, root: Path, roots: list[Path]) -> LeftOut:
     parts, suffix = path.relative_to(root).parts, path.suffix.lower()
     if any(map(is_hidden, parts)):
         return _left_out(path, root, "is hidden, or a system's own", "note")
@@ -92,7 +92,7 @@ def _judged(path: Path, root: Path, roots: list[Path]) -> LeftOut:
         return _left_out(path, root, "is no image", "note")
     folder = next((one for one in roots if path.is_relative_to(one)), None)
     if folder is not None:
-        return _judged_mask(path, root, path.relative_to(folder).parts)
+        return _reason_of_mask(path, root, path.relative_to(folder).parts)
     if parts[0] == "test" and len(parts) > 2 and name_key(parts[1]) == LOGICAL:
         return _left_out(path, root, "shows a logical anomaly, which no local method sees", "note")
     if len(parts) > 3 and parts[0] in ("train", "validation", "test"):
@@ -100,7 +100,7 @@ def _judged(path: Path, root: Path, roots: list[Path]) -> LeftOut:
     return _left_out(path, root, "lies in no folder that is read (train/good, test/KIND, ground_truth/KIND)", "warning")
 
 
-def _judged_mask(path: Path, root: Path, parts: tuple[str, ...]) -> LeftOut:
+def _reason_of_mask(path: Path, root: Path, parts: tuple[str, ...]) -> LeftOut:
     if len(parts) > 1 and name_key(parts[0]) == LOGICAL:
         return _left_out(path, root, "shows a logical anomaly, which no local method sees", "note", "mask")
     if len(parts) > 1 and is_good_name(parts[0]):

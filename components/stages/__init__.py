@@ -1,1 +1,1 @@
-"""The five stages that dvc.yaml runs, and the door that each is run through; they may use registry and below."""
+"""The five stages that dvc.yaml runs, and the command line that all share; they may use registry and below."""

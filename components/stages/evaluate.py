@@ -41,7 +41,7 @@ from components.foundation.places import Places
 from components.foundation.runtime import use_threads
 from components.images.dataset import ImageRecord, list_category
 from components.images.decode import read_image, read_mask, resize_image, resize_mask
-from components.stages.door import run_stage
+from components.stages.command import run_stage
 from components.tracking.connection import FIGURES, KINDS, PICTURES, SUMMARY
 from components.tracking.fingerprint import learned_digest, open_category_run
 from components.tracking.runs import Run, finish_run

@@ -42,7 +42,7 @@ from components.images.tensors import as_tensor
 from components.learning.backbone import Encoder, build_encoder, load_encoder
 from components.learning.head import FILE as HEAD_FILE
 from components.learning.head import load_head
-from components.stages.door import run_stage
+from components.stages.command import run_stage
 from components.synthesis.methods import NSA_GDE, PRETRAINED, TRAINED, encoder_method
 from components.synthesis.nsa_settings import load_nsa_params
 from components.synthesis.prepared import Prepared, batches, load_prepared

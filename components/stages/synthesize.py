@@ -18,7 +18,7 @@ from components.foundation.places import Places
 from components.images.dataset import ImageRecord, list_category
 from components.images.decode import read_image, resize_image
 from components.images.tensors import as_tensor
-from components.stages.door import run_stage
+from components.stages.command import run_stage
 from components.synthesis import cutpaste
 from components.synthesis.nsa import NoPatchError, nsa_batch, prepare
 from components.synthesis.nsa_derive import sample_statistics, sample_warnings

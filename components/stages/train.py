@@ -28,7 +28,7 @@ from components.learning.decoder import MapNetwork, save_network
 from components.learning.head import save_head
 from components.learning.learner import Learner, Progress
 from components.learning.map_learner import MapLearner, MapTask
-from components.stages.door import run_stage
+from components.stages.command import run_stage
 from components.synthesis.methods import (
     ENSEMBLE,
     GENERATORS,

@@ -21,7 +21,7 @@ from components.images.depth import find_bits
 from components.images.layout import name_key
 from components.images.left_out import LeftOut, left_out, reasons
 from components.images.table import LARGE_MASK, data_digest, good_values, image_table, learned_images
-from components.stages.door import run_stage
+from components.stages.command import run_stage
 
 if TYPE_CHECKING:
     from great_expectations.expectations import Expectation

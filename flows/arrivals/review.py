@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from components.arrivals.admission import Opened, open_arrival
-from components.arrivals.batch import category_lock, open_batches
+from components.arrivals.delivery import category_lock, open_deliveries
 from components.arrivals.inbox import Source, open_source
 from components.arrivals.names import safe_suffix
 from components.arrivals.review import Held, choose, decide, list_held
@@ -68,11 +68,11 @@ def _accept(inbox: Source, category: str, held: Sequence[Held], params: Params) 
 
 
 def _record(inbox: Source, held: Held, folder: Path, params: Params) -> ImageRecord:
-    """The held image in `folder`; UserError where it is no longer the one that was judged."""
+    """The held image in `folder`; UserError where it is no longer the one that was triaged."""
     data = inbox.read(held["place"])
     opened = open_arrival(data, held["name"], arrival_limits(params))
     if not isinstance(opened, Opened) or opened.sha256 != held["sha256"]:
-        raise UserError(f"{held['place']} was changed since it was judged: refuse it, or deliver it anew.")
+        raise UserError(f"{held['place']} was changed since it was triaged: refuse it, or deliver it anew.")
     stem = Path(held["place"]).stem.partition("-")[2]
     path = folder / f"{stem}-{held['sha256'][:12]}{safe_suffix(held['place'])}"
     write_bytes(path, data)
@@ -83,7 +83,7 @@ def _locked_choice(inbox: Source, names: Sequence[str], params: Params, locks: E
     """The held images that are meant, with the locks of their categories held."""
     for category in sorted(params.data.categories):
         locks.enter_context(category_lock(category))
-        if open_batches(category):
+        if open_deliveries(category):
             raise UserError(f"An ingest of {category} was cut short: run `flawline ingest` first, which completes it.")
     return choose([held for category in params.data.categories for held in list_held(inbox, category)], names)
 

@@ -1,7 +1,7 @@
 """How new images become a version of the data, step by step; `flows.arrivals.ingest` runs the steps as a Prefect flow.
 
-A step takes the batch and returns what is written down when it is finished (`components.arrivals.batch`). It may be cut
-short anywhere and repeated. What lies in the batch's folder is all that one step tells the next.
+A step takes the delivery and returns what is written down when it is finished (`components.arrivals.delivery`). It may
+be cut short anywhere and repeated. What lies in the delivery's folder is all that one step tells the next.
 """
 
 import os
@@ -13,21 +13,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.arrivals.batch import Batch, Item, category_lock, facts_cache, new_batch, open_batches
+from components.arrivals.delivery import Delivery, Item, category_lock, facts_cache, new_delivery, open_deliveries
 from components.arrivals.entries import Entry, GoneError
-from components.arrivals.first_look import Look
-from components.arrivals.inbox import Source, are_settled, open_source, settled
-from components.arrivals.outcome import count_words, image_name, settle, summarise
+from components.arrivals.inbox import Source, are_at_rest, at_rest, open_source
+from components.arrivals.inspection import Inspection, Inspectors
+from components.arrivals.outcome import count_words, image_name, store_outcomes, summarise
 from components.arrivals.page import render_arrivals
-from components.arrivals.readers import Lookers
 from components.arrivals.review import list_held
-from components.arrivals.triage import Verdict, arrival_limits, check_entry, judge
+from components.arrivals.triage import Verdict, arrival_limits, check_entry, triage
 from components.foundation.errors import UserError, printable
 from components.foundation.files import write_text
 from components.foundation.params import Params
 from components.images.dataset import Category, ImageRecord, list_records
 from components.images.facts import category_facts, remember
-from components.images.known_depth import settle_bits
+from components.images.known_depth import with_depth
 from flows.arrivals.announce import announce_commit
 from flows.data.versions import commit_images
 
@@ -35,25 +34,25 @@ if TYPE_CHECKING:
     from components.detection.capsule import Capsule
 
 PARALLEL = 8  # files fetched at once
-Step = Callable[[Batch, Params], Any]
-Run = Callable[[Step, Batch, Params], Any]
+Step = Callable[[Delivery, Params], Any]
+Run = Callable[[Step, Delivery, Params], Any]
 
 
-def call(step: Step, batch: Batch, params: Params) -> Any:
+def call(step: Step, delivery: Delivery, params: Params) -> Any:
     """Run a step here and now."""
-    return step(batch, params)
+    return step(delivery, params)
 
 
 def awaited(inbox: Source, params: Params) -> list[str]:
-    """The folders of the inbox with something in them, and the categories with a batch that was cut short.
+    """The folders of the inbox with something in them, and the categories with a delivery that was cut short.
 
     A folder of no known category is among them: `ingest_category` says so, else its images would wait unseen.
     """
     filled = [name for name in inbox.categories() if inbox.entries(name)]
-    return sorted({*filled, *(name for name in params.data.categories if open_batches(name))})
+    return sorted({*filled, *(name for name in params.data.categories if open_deliveries(name))})
 
 
-def said_of_strays(inbox: Source) -> str | None:
+def sentence_on_strays(inbox: Source) -> str | None:
     """What lies in the inbox and will never be taken in, as it is in no category's folder; None for nothing."""
     names = inbox.strays()
     if not names:
@@ -65,7 +64,7 @@ def said_of_strays(inbox: Source) -> str | None:
 
 
 def ingest_category(category: str, inbox: Source, params: Params, run: Run = call) -> list[dict[str, Any]]:
-    """Bring the open batches of a category to their end, then a new one; one summary each.
+    """Bring the open deliveries of a category to their end, then a new one; one summary each.
 
     Only one process does so at a time in this workspace, others wait. run: how a step is run.
     """
@@ -75,87 +74,91 @@ def ingest_category(category: str, inbox: Source, params: Params, run: Run = cal
             "params.yaml: correct its name, or add the category."
         )
     with category_lock(category):
-        summaries = [complete(batch, params, run) for batch in open_batches(category)]
-        batch = claim(category, inbox, params)
-        return [*summaries, *([complete(batch, params, run)] if batch else [])]
+        summaries = [complete(delivery, params, run) for delivery in open_deliveries(category)]
+        delivery = claim(category, inbox, params)
+        return [*summaries, *([complete(delivery, params, run)] if delivery else [])]
 
 
-def complete(batch: Batch, params: Params, run: Run = call) -> dict[str, Any]:
-    """Do what is still to be done of a batch; its summary."""
+def complete(delivery: Delivery, params: Params, run: Run = call) -> dict[str, Any]:
+    """Do what is still to be done of a delivery; its summary."""
     for name, step in STEPS.items():
-        if batch.step(name) is None:
-            batch.record(name, run(step, batch, params))
-    summary = run(acknowledge, batch, params)
-    batch.finish(summary)
+        if delivery.step(name) is None:
+            delivery.record(name, run(step, delivery, params))
+    summary = run(acknowledge, delivery, params)
+    delivery.finish(summary)
     return dict(summary)
 
 
-def claim(category: str, inbox: Source, params: Params) -> Batch | None:
-    """Take the files that no one is still writing as a new batch, up to its limits; None where there are none."""
-    entries = _settled_entries(category, inbox, params.ingest.settle_seconds)
+def claim(category: str, inbox: Source, params: Params) -> Delivery | None:
+    """Take the files that no one is still writing as a new delivery, up to its limits; None where there are none."""
+    entries = _entries_at_rest(category, inbox, params.ingest.settle_seconds)
     chosen = _within_limits(entries, params)
-    return new_batch(category, inbox.url, chosen, datetime.now(UTC).isoformat()) if chosen else None
+    return new_delivery(category, inbox.url, chosen, datetime.now(UTC).isoformat()) if chosen else None
 
 
-def fetch(batch: Batch, params: Params) -> dict[str, Any]:
-    """Copy the batch's files here, and look at each once it is there, while others are on their way.
+def fetch(delivery: Delivery, params: Params) -> dict[str, Any]:
+    """Copy the delivery's files here, and look at each once it is there, while others are on their way.
 
-    gone: the numbers of those that changed since, which the next batch takes. looks: what was found, by number.
+    gone: the numbers of those that changed since, which the next delivery takes. looks: what was found, by number.
     """
-    inbox, limits = _inbox(batch), arrival_limits(settle_bits(params, batch.category))
-    wanted = [item for item in batch.items() if check_entry(item, params) is None]
-    raw = batch.folder / "raw"
+    inbox, limits = _inbox(delivery), arrival_limits(with_depth(params, delivery.category))
+    wanted = [item for item in delivery.items() if check_entry(item, params) is None]
+    raw = delivery.folder / "raw"
     shutil.rmtree(raw, ignore_errors=True)  # of a run that was killed: what is there may be there in part
     raw.mkdir()
 
-    def fetched(item: Item) -> "Future[Look] | None":
+    def fetched(item: Item) -> "Future[Inspection] | None":
         try:
-            inbox.fetch(batch.category, item.entry, batch.raw(item))
+            inbox.fetch(delivery.category, item.entry, delivery.raw(item))
         except GoneError:
-            batch.raw(item).unlink(missing_ok=True)
+            delivery.raw(item).unlink(missing_ok=True)
             return None
-        return looking.submit(lookers.look, batch.raw(item), item.shown, limits)
+        return looking.submit(inspectors.look, delivery.raw(item), item.shown, limits)
 
     count = max(1, min(params.threads, len(wanted)))
-    with Lookers(count) as lookers, ThreadPoolExecutor(count) as looking, ThreadPoolExecutor(PARALLEL) as fetching:
+    threads = ThreadPoolExecutor
+    with Inspectors(count) as inspectors, threads(count) as looking, threads(PARALLEL) as fetching:
         found = list(zip(wanted, fetching.map(fetched, wanted), strict=True))
         looks = {str(item.number): look.result().to_json() for item, look in found if look}
     os.sync()  # all at once: waiting for each file by itself takes longer than fetching it
     return {"gone": [item.number for item, look in found if not look], "looks": looks}
 
 
-def judge_files(batch: Batch, params: Params) -> dict[str, Any]:
+def triage_files(delivery: Delivery, params: Params) -> dict[str, Any]:
     """Decide what becomes of each file."""
-    params = settle_bits(params, batch.category)
-    looks = {int(number): Look(**fields) for number, fields in batch.result("fetched")["looks"].items()}
-    condemned = [verdict for item in batch.items() if (verdict := check_entry(item, params))]
-    looked_at = [item for item in batch.items() if item.number in looks]
-    cache, capsule = facts_cache(batch.category), _champion(batch.category, params.threads)
-    history = category_facts(_category(batch.category, params), params.limits.image_limits(), cache)
-    judged = judge(batch, looked_at, looks, history, list_held(_inbox(batch), batch.category), capsule, params)
-    verdicts = sorted([*condemned, *judged.verdicts], key=lambda verdict: verdict.number)
+    params = with_depth(params, delivery.category)
+    looks = {int(number): Inspection(**fields) for number, fields in delivery.result("fetched")["looks"].items()}
+    refused = [verdict for item in delivery.items() if (verdict := check_entry(item, params))]
+    looked_at = [item for item in delivery.items() if item.number in looks]
+    cache, capsule = facts_cache(delivery.category), _champion(delivery.category, params.threads)
+    history = category_facts(_category(delivery.category, params), params.limits.image_limits(), cache)
+    triaged = triage(
+        delivery, looked_at, looks, history, list_held(_inbox(delivery), delivery.category), capsule, params
+    )
+    verdicts = sorted([*refused, *triaged.verdicts], key=lambda verdict: verdict.number)
     remember(cache, {one.sha256: dict(one.facts) for one in verdicts if one.facts})
     return {
         "verdicts": [verdict.to_json() for verdict in verdicts],
-        "drift": [drift.to_json() for drift in judged.drift],
+        "drift": [drift.to_json() for drift in triaged.drift],
         "screened_by": capsule.digest if capsule else None,
     }
 
 
-def commit(batch: Batch, params: Params) -> dict[str, Any]:
+def commit(delivery: Delivery, params: Params) -> dict[str, Any]:
     """Commit the accepted images as one new version; `commit` is None where nothing was accepted, `lost` as there."""
     del params
-    verdicts, items = _verdicts(batch), {item.number: item for item in batch.items()}
+    verdicts, items = _verdicts(delivery), {item.number: item for item in delivery.items()}
     accepted = [(items[verdict.number], verdict) for verdict in verdicts if verdict.outcome == "accepted"]
     if not accepted:
         return {"commit": None}
-    records = [ImageRecord(batch.raw(item), image_name(item, one), "train", "good") for item, one in accepted]
-    note = f"Ingested from {batch.result('claim')['source']}, batch {batch.name}: {count_words(summarise(verdicts))}."
-    done = commit_images(batch.category, records, note=note, validate=False, link=True)
+    records = [ImageRecord(delivery.raw(item), image_name(item, one), "train", "good") for item, one in accepted]
+    source, counts = delivery.result("claim")["source"], count_words(summarise(verdicts))
+    note = f"Ingested from {source}, delivery {delivery.name}: {counts}."
+    done = commit_images(delivery.category, records, note=note, validate=False, link=True)
     return {"commit": done.commit, "message": done.message, "lost": list(done.lost)}
 
 
-def push(batch: Batch, params: Params) -> dict[str, Any]:
+def push(delivery: Delivery, params: Params) -> dict[str, Any]:
     """Send the new version to the remote, if there is one of each; `pushed`: whether it was."""
     del params
     from flows.data.dvc_project import open_project
@@ -163,71 +166,71 @@ def push(batch: Batch, params: Params) -> dict[str, Any]:
     from flows.data.transfer import push_versions
 
     with open_project() as repo:
-        is_wanted = bool(batch.result("committed")["commit"]) and remote_store(repo) is not None
+        is_wanted = bool(delivery.result("committed")["commit"]) and remote_store(repo) is not None
     if is_wanted:
-        push_versions(batch.category)
+        push_versions(delivery.category)
     return {"pushed": is_wanted}
 
 
-def announce(batch: Batch, params: Params) -> dict[str, Any]:
+def announce(delivery: Delivery, params: Params) -> dict[str, Any]:
     """Tell Prefect's automations of the new version; announced: a sentence that says who was told."""
     del params
-    committed = batch.result("committed")
+    committed = delivery.result("committed")
     if committed["commit"]:
-        accepted = sum(verdict.outcome == "accepted" for verdict in _verdicts(batch))
-        return {"announced": announce_commit(batch.category, committed["commit"], accepted)}
+        accepted = sum(verdict.outcome == "accepted" for verdict in _verdicts(delivery))
+        return {"announced": announce_commit(delivery.category, committed["commit"], accepted)}
     return {"announced": ""}
 
 
-def acknowledge(batch: Batch, params: Params) -> dict[str, Any]:
-    """Move the files out of the inbox; the summary of the batch.
+def acknowledge(delivery: Delivery, params: Params) -> dict[str, Any]:
+    """Move the files out of the inbox; the summary of the delivery.
 
-    Keys: category, batch, source, time; arrived, accepted, held, quarantined, reasons (`outcome.summarise`); left: how
-    many files changed meanwhile and stay; drift: the measures that drifted; screened: whether a champion looked at
-    them; commit, message, lost (see `versions.Committed`; these three only where something was accepted, but for
-    commit), pushed, announced (in words); page: where the page about the batch is.
+    Keys: category, batch (its name), source, time; arrived, accepted, held, quarantined, reasons (`outcome.summarise`);
+    left: how many files changed meanwhile and stay; drift: the measures that drifted; screened: whether a champion
+    looked at them; commit, message, lost (see `versions.Committed`; these three only where something was accepted,
+    but for commit), pushed, announced (in words); page: where the page about the delivery is.
     """
-    verdicts, claimed, judged = _verdicts(batch), batch.result("claim"), batch.result("judged")
-    limits = arrival_limits(settle_bits(params, batch.category))
-    settle(batch, _inbox(batch), verdicts)
+    verdicts, claimed, triaged = _verdicts(delivery), delivery.result("claim"), delivery.result("triaged")
+    limits = arrival_limits(with_depth(params, delivery.category))
+    store_outcomes(delivery, _inbox(delivery), verdicts)
     summary = {
-        "category": batch.category,
-        "batch": batch.name,
+        "category": delivery.category,
+        "batch": delivery.name,
         "source": claimed["source"],
         "time": claimed["time"],
         **summarise(verdicts),
-        "left": len(batch.result("fetched")["gone"]),
-        "drift": [one for one in judged["drift"] if one["drifted"]],
-        "screened": judged["screened_by"] is not None,
-        **batch.result("committed"),
-        **batch.result("pushed"),
-        **batch.result("announced"),
-        "page": batch.page.as_posix(),
+        "left": len(delivery.result("fetched")["gone"]),
+        "drift": [one for one in triaged["drift"] if one["drifted"]],
+        "screened": triaged["screened_by"] is not None,
+        **delivery.result("committed"),
+        **delivery.result("pushed"),
+        **delivery.result("announced"),
+        "page": delivery.page.as_posix(),
     }
-    write_text(batch.page, render_arrivals(batch, verdicts, summary, limits))
+    write_text(delivery.page, render_arrivals(delivery, verdicts, summary, limits))
     return summary
 
 
 STEPS: dict[str, Step] = {
     "fetched": fetch,
-    "judged": judge_files,
+    "triaged": triage_files,
     "committed": commit,
     "pushed": push,
     "announced": announce,
 }
 
 
-def _settled_entries(category: str, inbox: Source, seconds: float) -> list[Entry]:
+def _entries_at_rest(category: str, inbox: Source, seconds: float) -> list[Entry]:
     """Look once if all files have been left alone for so long, else a second time after that time."""
     entries = inbox.entries(category)
-    if are_settled(entries, time.time(), seconds):
+    if are_at_rest(entries, time.time(), seconds):
         return entries
     time.sleep(seconds)
-    return settled(entries, inbox.entries(category))
+    return at_rest(entries, inbox.entries(category))
 
 
 def _within_limits(entries: Sequence[Entry], params: Params) -> list[Entry]:
-    """The first files that make one batch; those that will not be fetched take no space."""
+    """The first files that make one delivery; those that will not be fetched take no space."""
     chosen: list[Entry] = []
     room, most = params.ingest.max_batch_bytes, arrival_limits(params).max_bytes
     for entry in entries[: params.ingest.max_files]:
@@ -257,9 +260,9 @@ def _category(category: str, params: Params) -> Category | None:
     return Category(category, root, records) if records else None
 
 
-def _inbox(batch: Batch) -> Source:
-    return open_source(batch.result("claim")["source"])
+def _inbox(delivery: Delivery) -> Source:
+    return open_source(delivery.result("claim")["source"])
 
 
-def _verdicts(batch: Batch) -> list[Verdict]:
-    return [Verdict(**fields) for fields in batch.result("judged")["verdicts"]]
+def _verdicts(delivery: Delivery) -> list[Verdict]:
+    return [Verdict(**fields) for fields in delivery.result("triaged")["verdicts"]]

@@ -47,12 +47,12 @@ def ingest(
     from components.arrivals.inbox import open_source
     from components.foundation.names import check_category_names
     from components.foundation.params import load_params
-    from flows.arrivals.steps import awaited, said_of_strays
+    from flows.arrivals.steps import awaited, sentence_on_strays
 
     check_category_names(categories or [])
     params = load_params()
     inbox = open_source(source or params.ingest.source)
-    strays = None if categories else said_of_strays(inbox)
+    strays = None if categories else sentence_on_strays(inbox)
     chosen = categories or awaited(inbox, params)
     if not chosen and not strays:
         print("[]" if as_json else "Nothing has arrived.")
@@ -125,7 +125,7 @@ def _ingest(source: str | None, categories: list[str]) -> list[dict[str, Any]]:
 
 
 def say_summary(summary: Mapping[str, Any]) -> None:
-    """Say what became of a batch."""
+    """Say what became of a delivery."""
     from components.arrivals.outcome import count_words
 
     if "error" in summary:
@@ -139,9 +139,7 @@ def say_summary(summary: Mapping[str, Any]) -> None:
         print(f"{summary['category']}: there is no champion yet that could have looked at them for defects")
     for drift in summary["drift"]:
         words = f"{drift['measure']} {drift['median_before']:.4g} → {drift['median_now']:.4g}"
-        print(
-            f"{summary['category']}: the batch differs from the training images: {words} (p = {drift['p_value']:.2g})"
-        )
+        print(f"{summary['category']}: it differs from the training images: {words} (p = {drift['p_value']:.2g})")
     if summary["held"] or summary["quarantined"] or summary["drift"]:
         print(f"{summary['category']}: what was not accepted is shown in {summary['page']}")
     if summary["held"]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from components.foundation.errors import UserError, printable
-from components.stages.door import run_guarded
+from components.stages.command import run_guarded
 from flows.commands.arrivals import ingest, review_app
 from flows.commands.data import data_app
 from flows.commands.models import compare, history, models, promote, reject, rollback
@@ -19,7 +19,7 @@ from flows.commands.reproduction import reproduce, which
 from flows.commands.tables import print_table
 from flows.common.environment import enter_project
 from flows.common.lifetime import end_children_with_me, end_in_order
-from flows.retraining.running import running, settled_params
+from flows.retraining.running import frozen_params, running
 from flows.retraining.warm_stages import warm_stages
 
 app = typer.Typer(
@@ -220,7 +220,7 @@ def _retrain(categories: list[str], *, force: bool = False, with_demo: bool = Fa
 
     end_children_with_me()
     check_room()
-    with full_disk_said(), settled_params() as params, warm_stages(params.thread_variables), answering_server():
+    with full_disk_said(), frozen_params() as params, warm_stages(params.thread_variables), answering_server():
         from flows.retraining.pipeline import retrain  # seconds to import: only when all that was asked for is possible
 
         failed = retrain(categories, force=force, with_demo=with_demo)

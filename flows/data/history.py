@@ -14,7 +14,7 @@ from components.data.version import Difference
 from components.foundation.errors import UserError
 from components.foundation.names import check_category_name, is_category_name
 from components.foundation.params import Params, load_params
-from components.images.known_depth import settle_bits
+from components.images.known_depth import with_depth
 from flows.data import git
 from flows.data.dvc_project import open_project
 from flows.data.stores import CACHE, cache_store, read_object, remote_store
@@ -110,7 +110,7 @@ def diff_versions(
             if path:
                 pictures = shown_objects(difference, before, after)
                 title = f"{name}: {old} to {new}"
-                limits = settle_bits(params, name).limits.image_limits()
+                limits = with_depth(params, name).limits.image_limits()
                 draw_sheet(pictures, lambda oid: _bytes(repo, oid), limits, path, title)
             found.append((name, difference, path))
     return found

@@ -1,6 +1,6 @@
 """Versions of the data: one `.dvc` file per category under git, the images in DVC's cache.
 
-`commit_images(category, records)` is the one door by which images become a new version: it copies, adds to DVC and
+`commit_images(category, records)` is the one way by which images become a new version: it copies, adds to DVC and
 commits to git. It may be killed anywhere and called again with the same images: the version is then made once, whole.
 """
 

@@ -25,7 +25,7 @@ from components.tracking.fingerprint import shown_params, written_params
 from flows.common.lifetime import end_in_order, ended_first
 from flows.data.git import BusyError, may_pass
 from flows.retraining import committing, summary, unregistered
-from flows.retraining.running import running, settled_params, to_stderr
+from flows.retraining.running import frozen_params, running, to_stderr
 from flows.retraining.stages import STAGES, StageFailedError, reproduce, target_of
 from flows.retraining.warm_stages import warm_stages
 
@@ -104,7 +104,7 @@ def retrain(categories: Sequence[str], force: bool = False, with_demo: bool = Fa
     with_demo: build the demo data set first.
     """
     check_category_names(categories)
-    with running(f"retraining of {', '.join(categories)}", WAIT, _say), settled_params(_say) as params:
+    with running(f"retraining of {', '.join(categories)}", WAIT, _say), frozen_params(_say) as params:
         return _retrain(categories, params, force, with_demo)
 
 

@@ -1,4 +1,4 @@
-"""One run at a time in a project, with parameters that are settled when it begins.
+"""One run at a time in a project, with parameters that are frozen when it begins.
 
 `params.yaml` may be edited while a run goes on, by a person or by `flawline data add`: the run's stages, and what DVC
 records of them, are by the copy that was made at its beginning, and the edit is for the next run.
@@ -49,7 +49,7 @@ def running(what: str, wait: float = 0, say: Say = to_stderr) -> Iterator[None]:
 
 
 @contextmanager
-def settled_params(say: Say = to_stderr) -> Iterator[Params]:
+def frozen_params(say: Say = to_stderr) -> Iterator[Params]:
     """The parameters as they are now, which all readers of `load_params()` get until the end of the block.
 
     So do the processes that are started in it. For one who has the right to run. Says so in the end where params.yaml
@@ -73,18 +73,18 @@ def settled_params(say: Say = to_stderr) -> Iterator[Params]:
             )
 
 
-def settled_files() -> Any:
-    """DVC's local file system, in which params.yaml is the settled one; the plain one where none is settled."""
+def frozen_files() -> Any:
+    """DVC's local file system, in which params.yaml is the frozen one; the plain one where none is frozen."""
     from dvc.fs import LocalFileSystem
 
-    settled, original = os.environ.get(SETTLED), os.fspath(PARAMS.resolve())
+    frozen, original = os.environ.get(SETTLED), os.fspath(PARAMS.resolve())
 
-    class SettledFiles(LocalFileSystem):
+    class FrozenFiles(LocalFileSystem):
         def open(self, path: Any, mode: str = "r", **kwargs: Any) -> Any:
-            read = settled is not None and mode in ("r", "rb") and os.path.realpath(path) == original
-            return super().open(settled if read else path, mode, **kwargs)
+            read = frozen is not None and mode in ("r", "rb") and os.path.realpath(path) == original
+            return super().open(frozen if read else path, mode, **kwargs)
 
-    return SettledFiles()
+    return FrozenFiles()
 
 
 @contextmanager

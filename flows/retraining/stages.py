@@ -9,10 +9,10 @@ from typing import Any
 
 from components.foundation.disk import is_full
 from components.foundation.names import check_category_name
-from components.stages.door import REASON
+from components.stages.command import REASON
 from flows.data.dvc_project import innermost, is_held_lock, silent_stdout
 from flows.data.git import BusyError
-from flows.retraining.running import FOLDER, settled_files
+from flows.retraining.running import FOLDER, frozen_files
 
 STAGES = ("validate", "synthesize", "train", "fit", "evaluate")
 INTERRUPTED = ("exited with 130", "exited with -2")  # a shell's word for SIGINT, and Python's
@@ -36,7 +36,7 @@ def reproduce(target: str, *, force: bool = False) -> bool:
     logging.getLogger("dvc_data").setLevel(logging.CRITICAL)  # a traceback for each file that could not be stored
     with _reason_file() as reason:
         try:
-            with Repo(os.fspath(Path.cwd()), settled_files()) as repo, silent_stdout():
+            with Repo(os.fspath(Path.cwd()), frozen_files()) as repo, silent_stdout():
                 ran = bool(repo.reproduce([target], single_item=True, force=force))
                 _check_stored(repo, target)
                 return ran
@@ -53,7 +53,7 @@ def reproduce(target: str, *, force: bool = False) -> bool:
 
 @contextlib.contextmanager
 def _reason_file() -> Iterator[Path]:
-    """An empty file into which the stage writes why it failed, see `components.stages.door`; one run at a time."""
+    """An empty file into which the stage writes why it failed, see `components.stages.command`; one run at a time."""
     file = (FOLDER / "reason").resolve()
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("", encoding="utf-8")

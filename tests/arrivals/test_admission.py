@@ -1,4 +1,4 @@
-"""The door: what must not get past it, and what must."""
+"""Admission of arriving files: what must be refused, and what must not."""
 
 import gzip
 import io
@@ -270,7 +270,7 @@ def test_a_tiff_without_its_width_is_no_image() -> None:
 
 
 @given(st.sampled_from(["PNG", "JPEG", "TIFF", "BMP"]), st.data())
-def test_no_damage_makes_the_door_fail(kind: str, data: st.DataObject) -> None:
+def test_no_damage_makes_admission_fail(kind: str, data: st.DataObject) -> None:
     content = bytearray(encoded(kind))
     for _ in range(data.draw(st.integers(1, 6))):
         content[data.draw(st.integers(0, min(len(content) - 1, 400)))] = data.draw(st.integers(0, 255))

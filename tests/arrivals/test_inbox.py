@@ -14,7 +14,7 @@ import pytest
 
 from components.arrivals import inbox_s3
 from components.arrivals.entries import Entry, GoneError, Move
-from components.arrivals.inbox import FolderInbox, Source, are_settled, open_source, settled
+from components.arrivals.inbox import FolderInbox, Source, are_at_rest, at_rest, open_source
 from components.foundation.errors import UserError
 from tests.faulty_proxy import Fault, FaultyProxy, faulty_proxy
 from tests.servers import S3Server
@@ -190,12 +190,12 @@ def test_a_folder_that_becomes_a_link_is_not_entered(tmp_path: Path) -> None:
 
 def test_a_file_that_is_still_written_is_not_settled() -> None:
     old, growing = Entry("a", "file", 5, "m1", 100.0), Entry("b", "file", 5, "m1", 199.0)
-    assert are_settled([old], now=200.0, seconds=10)
-    assert not are_settled([old, growing], now=200.0, seconds=10)
+    assert are_at_rest([old], now=200.0, seconds=10)
+    assert not are_at_rest([old, growing], now=200.0, seconds=10)
     grown = Entry("b", "file", 9, "m2", 203.0)
     fresh = Entry("c", "file", 1, "m1", 203.0)
-    assert settled([old, growing], [old, grown, fresh]) == [old]
-    assert settled([old, growing], [old, growing]) == [old, growing]
+    assert at_rest([old, growing], [old, grown, fresh]) == [old]
+    assert at_rest([old, growing], [old, growing]) == [old, growing]
 
 
 # S3's own dangers
@@ -313,7 +313,7 @@ def test_where_s3_does_not_tell_the_parts_their_etag_says_nothing(
     entry = inbox.entries("widget")[0]
     etag = f"{'0' * 32}-2"
     proxy.show_in_parts(f"/bucket/{tmp_path.name}/incoming/widget/{entry.key}", etag, [4000])
-    inbox.fetch("widget", replace(entry, mark=etag), tmp_path / "copy")
+    inbox.fetch("widget", replace(entry, revision=etag), tmp_path / "copy")
     assert (tmp_path / "copy").stat().st_size == 4000
 
 

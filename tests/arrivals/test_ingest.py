@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from components.arrivals.batch import category_lock
+from components.arrivals.delivery import category_lock
 from components.arrivals.inbox import FolderInbox, open_source
 from components.arrivals.names import encode_key
 from components.foundation.errors import UserError
@@ -63,7 +63,7 @@ def test_what_the_system_refuses_of_one_category_stops_no_other(line: Project, m
     new_images(DELIVERED, 2)
     new_images(INBOX / "gadget", 2)
     Path(".flawline/ingest/gadget").parent.mkdir(parents=True, exist_ok=True)
-    Path(".flawline/ingest/gadget").write_text("a file, where its batches were to be")
+    Path(".flawline/ingest/gadget").write_text("a file, where its deliveries were to be")
     gadget, widget = flows.arrivals.ingest.ingest.fn(str(INBOX), ["gadget", "widget"])
     assert ".flawline/ingest/gadget" in gadget["error"]
     assert widget["accepted"] == 2
@@ -223,7 +223,7 @@ def test_an_ingest_waits_for_the_one_before(line: Project) -> None:
 
 
 PLACES: dict[str, Callable[[], Path]] = {
-    "the batch's folder": lambda: Path(".flawline/ingest"),
+    "the delivery's folder": lambda: Path(".flawline/ingest"),
     "DVC's cache": lambda: Path(".dvc/cache"),
     "the images": lambda: Path("data/tiny"),
     "the outcomes": lambda: Path("arriving/quarantine"),
@@ -232,7 +232,7 @@ PLACES: dict[str, Callable[[], Path]] = {
 
 @pytest.fixture
 def full(line: Project, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A place of the project on a file system without room for the batch's images."""
+    """A place of the project on a file system without room for the delivery's images."""
     folder = PLACES[request.param]()
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder.rename(folder.with_name("kept"))

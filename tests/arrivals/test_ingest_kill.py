@@ -16,7 +16,7 @@ from tests.servers import S3Server
 
 pytestmark = pytest.mark.slow  # a minute or more: each case adds to DVC and commits to git
 
-STEPS = ("claim", "fetched", "judged", "committed", "pushed", "announced")
+STEPS = ("claim", "fetched", "triaged", "committed", "pushed", "announced")
 OUTCOMES = {"accepted": 4, "held": 0, "quarantine": 3}
 
 
@@ -36,7 +36,7 @@ def arrived(git_project: Project, mlflow_database: Path) -> Project:
 def fill_inbox(folder: Path) -> None:
     """Four new images, a copy of one, a copy of a test image, a truncated file."""
     new = new_images(folder, 4)
-    shutil.copy(new[1], folder / "twin.png")
+    shutil.copy(new[1], folder / "duplicate.png")
     shutil.copy("data/tiny/widget/test/good/001.png", folder / "test.png")
     path = folder / "cut.png"
     write_image(path, surface(np.random.default_rng(99)))
@@ -44,29 +44,29 @@ def fill_inbox(folder: Path) -> None:
 
 
 def before_record(step: str) -> None:
-    from components.arrivals import batch
+    from components.arrivals import delivery
 
-    record = batch.Batch.record
+    record = delivery.Delivery.record
 
-    def fatal(self: batch.Batch, name: str, value: object) -> None:
+    def fatal(self: delivery.Delivery, name: str, value: object) -> None:
         if name == step:
             die()
         record(self, name, value)
 
-    batch.Batch.record = fatal  # type: ignore[method-assign]
+    delivery.Delivery.record = fatal  # type: ignore[method-assign]
 
 
 def after_record(step: str) -> None:
-    from components.arrivals import batch
+    from components.arrivals import delivery
 
-    record = batch.Batch.record
+    record = delivery.Delivery.record
 
-    def fatal(self: batch.Batch, name: str, value: object) -> None:
+    def fatal(self: delivery.Delivery, name: str, value: object) -> None:
         record(self, name, value)
         if name == step:
             die()
 
-    batch.Batch.record = fatal  # type: ignore[method-assign]
+    delivery.Delivery.record = fatal  # type: ignore[method-assign]
 
 
 def during_fetch() -> None:
@@ -124,9 +124,9 @@ def between_moves() -> None:
 
 
 def before_finish() -> None:
-    from components.arrivals.batch import Batch
+    from components.arrivals.delivery import Delivery
 
-    Batch.finish = lambda *_: die()  # type: ignore[method-assign]
+    Delivery.finish = lambda *_: die()  # type: ignore[method-assign]
 
 
 def while_cleaning_up() -> None:

@@ -13,15 +13,15 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from components.arrivals.batch import Batch, Item, new_batch, open_batches
+from components.arrivals.delivery import Delivery, Item, new_delivery, open_deliveries
 from components.arrivals.drift import find_drift, holm
 from components.arrivals.entries import Entry
-from components.arrivals.first_look import first_look
+from components.arrivals.inspection import inspect_file
 from components.arrivals.outcome import summarise
 from components.arrivals.page import SHOWN, render_arrivals
 from components.arrivals.review import choose
 from components.arrivals.screening import hold_limit
-from components.arrivals.triage import Judgement, Verdict, arrival_limits, check_entry, judge
+from components.arrivals.triage import Triage, Verdict, arrival_limits, check_entry, triage
 from components.detection.capsule import load_capsule
 from components.foundation.limits import ImageLimits
 from components.foundation.params import DataParams, IngestParams, Params
@@ -56,26 +56,28 @@ def as_png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def judged(
+def triaged(
     files: dict[str, bytes], history: pd.DataFrame, held: Sequence[Any] = (), capsule: Any = None, **ingest: Any
-) -> Judgement:
-    """The verdicts on a batch of these files."""
+) -> Triage:
+    """The verdicts on a delivery of these files."""
     entries = [Entry(name, "file", len(data), "m", 0.0) for name, data in files.items()]
-    batch = new_batch("widget", "inbox", entries, "2026-11-22T10:00:00+00:00")
-    for item in batch.items():
-        batch.raw(item).parent.mkdir(parents=True, exist_ok=True)
-        batch.raw(item).write_bytes(files[item.entry.key])
+    delivery = new_delivery("widget", "inbox", entries, "2026-11-22T10:00:00+00:00")
+    for item in delivery.items():
+        delivery.raw(item).parent.mkdir(parents=True, exist_ok=True)
+        delivery.raw(item).write_bytes(files[item.entry.key])
     params = Params(data=DataParams(root="data", categories=("widget",)), ingest=IngestParams(**ingest), threads=2)
-    looks = {item.number: first_look(batch.raw(item), item.shown, arrival_limits(params)) for item in batch.items()}
-    return judge(batch, batch.items(), looks, history, held, capsule, params)
+    looks = {
+        item.number: inspect_file(delivery.raw(item), item.shown, arrival_limits(params)) for item in delivery.items()
+    }
+    return triage(delivery, delivery.items(), looks, history, held, capsule, params)
 
 
-def codes(judgement: Judgement) -> list[tuple[str, str]]:
-    return [(verdict.outcome, verdict.code) for verdict in judgement.verdicts]
+def codes(triage: Triage) -> list[tuple[str, str]]:
+    return [(verdict.outcome, verdict.code) for verdict in triage.verdicts]
 
 
 def test_new_good_images_are_accepted(history: pd.DataFrame) -> None:
-    found = judged({f"{number}.png": as_png(good(number)) for number in range(6)}, history)
+    found = triaged({f"{number}.png": as_png(good(number)) for number in range(6)}, history)
     assert codes(found) == [("accepted", "")] * 6
     assert [verdict.number for verdict in found.verdicts] == list(range(6))
 
@@ -84,17 +86,17 @@ def test_exact_duplicates_are_found_wherever_the_first_one_is(history: pd.DataFr
     train, test = Path("data/widget/train/good/003.png"), Path("data/widget/test/blob/001.png")
     with Image.open(train) as image:
         train_pixels = np.array(image)
-    waiting = judged({"w.png": as_png(good(50))}, history).verdicts[0]
+    waiting = triaged({"w.png": as_png(good(50))}, history).verdicts[0]
     held = [{"name": "w.png", "sha256": waiting.sha256, "facts": waiting.facts}]
     files = {
         "bytes of train.png": train.read_bytes(),
         "pixels of train.bmp": as_bmp(train_pixels),
         "test.png": test.read_bytes(),
         "new.png": as_png(good(1)),
-        "twin.png": as_png(good(1)),
+        "duplicate.png": as_png(good(1)),
         "held.png": as_png(good(50)),
     }
-    found = judged(files, history, held)
+    found = triaged(files, history, held)
     assert codes(found) == [
         ("quarantine", "duplicate"),
         ("quarantine", "duplicate"),
@@ -125,7 +127,7 @@ def test_near_duplicates_are_held_and_those_of_test_images_named(history: pd.Dat
             return as_png(np.clip(np.array(image) + 2.0, 0, 255).astype(np.uint8))
 
     files = {"a.png": brighter("data/widget/train/good/003.png"), "b.png": brighter("data/widget/test/good/001.png")}
-    found = judged(files, history)
+    found = triaged(files, history)
     assert codes(found) == [("held", "near-duplicate"), ("held", "near-test-image")]
     assert "looks like test/good/001.png" in found.verdicts[1].words
 
@@ -141,7 +143,7 @@ def test_images_unlike_their_category_are_held(history: pd.DataFrame) -> None:
         "small.png": as_png(good(6)[:20, :20]),
         "good.png": as_png(good(7)),
     }
-    found = judged(files, history)
+    found = triaged(files, history)
     assert codes(found) == [("held", "unlike-category")] * 6 + [("accepted", "")]
     words = [verdict.words for verdict in found.verdicts]
     for word, said in zip(
@@ -156,7 +158,7 @@ def test_a_category_without_history_knows_no_limits_but_the_doors(history: pd.Da
     del history
     empty = category_facts(None, LIMITS, Path("none.json"))
     files = {"a.png": as_png(good(1)), "b.png": as_png((good(2) * 0.2).astype(np.uint8)), "c.png": b"no image"}
-    assert codes(judged(files, empty)) == [("accepted", ""), ("accepted", ""), ("quarantine", "not-an-image")]
+    assert codes(triaged(files, empty)) == [("accepted", ""), ("accepted", ""), ("quarantine", "not-an-image")]
 
 
 @pytest.mark.parametrize(("drift", "outcome"), [("warn", ("accepted", "")), ("stop", ("held", "drift"))])
@@ -164,13 +166,13 @@ def test_a_batch_that_moved_away_is_seen(history: pd.DataFrame, drift: str, outc
     def shifted(number: int) -> bytes:
         return as_png(np.clip(good(number) + 1.0, 0, 255).astype(np.uint8))  # each within limits, all of them brighter
 
-    found = judged({f"{number}.png": shifted(number) for number in range(20)}, history, drift=drift)
+    found = triaged({f"{number}.png": shifted(number) for number in range(20)}, history, drift=drift)
     assert set(codes(found)) == {outcome}
     assert {one.measure for one in found.drift if one.drifted} >= {"brightness"}
 
 
 def test_a_batch_like_the_training_images_has_not_drifted(history: pd.DataFrame) -> None:
-    found = judged({f"{number}.png": as_png(good(number)) for number in range(20)}, history, drift="stop")
+    found = triaged({f"{number}.png": as_png(good(number)) for number in range(20)}, history, drift="stop")
     assert set(codes(found)) == {("accepted", "")}
     assert not any(one.drifted for one in found.drift)
 
@@ -210,7 +212,7 @@ def test_the_champion_holds_what_looks_defective(history: pd.DataFrame, make_cap
     bright = usual[0].copy()
     bright[8:24, 8:24] = 255
     files = {f"{number}.png": as_png(image) for number, image in enumerate(usual)} | {"bright.png": as_png(bright)}
-    found = judged(files, history.iloc[:0], capsule=capsule)
+    found = triaged(files, history.iloc[:0], capsule=capsule)
     assert [verdict.outcome for verdict in found.verdicts] == [
         *("held" if score > limit else "accepted" for score in scores),
         "held",
@@ -218,34 +220,34 @@ def test_the_champion_holds_what_looks_defective(history: pd.DataFrame, make_cap
     suspicious = found.verdicts[-1]
     assert (suspicious.code, suspicious.p_value) == ("suspicious", pytest.approx(1 / (len(capsule.calibration) + 1)))
     assert f"the highest of 8 held-out good images is {capsule.calibration.max():.3g}" in suspicious.words
-    batch = open_batches("widget")[0]
-    with Image.open(batch.picture(batch.items()[-1])) as picture:
+    delivery = open_deliveries("widget")[0]
+    with Image.open(delivery.picture(delivery.items()[-1])) as picture:
         assert picture.size[0] > 100
-    for item, verdict in zip(batch.items(), found.verdicts, strict=True):
-        assert batch.picture(item).exists() == (verdict.outcome == "held")
-    check_page(batch, found)
+    for item, verdict in zip(delivery.items(), found.verdicts, strict=True):
+        assert delivery.picture(item).exists() == (verdict.outcome == "held")
+    check_page(delivery, found)
 
 
-def check_page(batch: Batch, judgement: Judgement) -> None:
+def check_page(delivery: Delivery, triage: Triage) -> None:
     """The page shows what is held with its map and its score, and names it as `flawline review accept` takes it."""
     summary: dict[str, Any] = {
         "category": "widget",
-        "batch": batch.name,
+        "batch": delivery.name,
         "source": "inbox",
         "time": "now",
         "screened": True,
     }
-    summary |= {"drift": [], "commit": None, **summarise(judgement.verdicts)}
-    page = render_arrivals(batch, judgement.verdicts, summary, LIMITS)
+    summary |= {"drift": [], "commit": None, **summarise(triage.verdicts)}
+    page = render_arrivals(delivery, triage.verdicts, summary, LIMITS)
     assert page.count('class="map"') == min(summary["held"], SHOWN)
     held = [
-        {"place": batch.place("held", item), "name": item.shown}
-        for item, verdict in zip(batch.items(), judgement.verdicts, strict=True)
+        {"place": delivery.place("held", item), "name": item.shown}
+        for item, verdict in zip(delivery.items(), triage.verdicts, strict=True)
         if verdict.outcome == "held"
     ]
     names = re.findall(r"flawline review accept (\S+\.png)<", page)
     assert choose(held, names) == held[:SHOWN]
-    assert f"score {judgement.verdicts[-1].score:.3g},\np = " in page
+    assert f"score {triage.verdicts[-1].score:.3g},\np = " in page
 
 
 def test_what_the_listing_condemns_is_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,17 +284,17 @@ def test_a_changed_image_gets_new_facts(history: pd.DataFrame) -> None:
 
 
 def test_a_verdict_survives_json(history: pd.DataFrame) -> None:
-    verdict = judged({"a.png": as_png(good(1))}, history).verdicts[0]
+    verdict = triaged({"a.png": as_png(good(1))}, history).verdicts[0]
     assert Verdict(**verdict.to_json()) == verdict
 
 
 def test_a_batch_remembers_strange_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = ["a\udcff\n.png", "<b>.png", "部品.png", "../../x"]
-    batch = new_batch(
+    delivery = new_delivery(
         "widget", "inbox", [Entry(name, "file", 1, "m", 0.0) for name in names], "2026-11-22T10:00:00+00:00"
     )
-    again = Batch("widget", batch.name)
+    again = Delivery("widget", delivery.name)
     assert [item.entry.key for item in again.items()] == names
     assert len({item.file_name for item in again.items()}) == len(names)
     for item in again.items():

@@ -311,7 +311,7 @@ def test_a_full_disk_leaves_no_folder_and_the_next_call_finishes(site: Site, tmp
     site.content = tar_bytes({"zeros.bin": bytes(2_000_000), "noise.bin": np.random.default_rng(0).bytes(10_000)})
     code = (
         "import sys; from pathlib import Path; from components.data.fetch import fetch; "
-        "from components.foundation.params import FetchLimits; from components.stages.door import run_guarded; "
+        "from components.foundation.params import FetchLimits; from components.stages.command import run_guarded; "
         "run_guarded(lambda: fetch(sys.argv[1], sys.argv[2], Path(sys.argv[3]), FetchLimits()))"
     )
     result = subprocess.run(

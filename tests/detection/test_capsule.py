@@ -23,7 +23,7 @@ from components.foundation.files import digest_of, digest_tree, sha256_file
 from components.foundation.params import BackboneParams
 from components.images.tensors import as_tensor
 from components.learning.backbone import build_encoder
-from components.stages.door import run_guarded
+from components.stages.command import run_guarded
 
 SIZE = 32
 COMPOSITIONS = (

@@ -147,7 +147,7 @@ def content(**data: Any) -> dict[str, Any]:
     return {"data": {"root": "data", "categories": ["bolt"], **data}}
 
 
-DOORS: dict[str, Callable[[str], Any]] = {
+ENTRIES: dict[str, Callable[[str], Any]] = {
     "params.yaml": lambda name: parse_params(content(categories=["bolt", name]), "params.yaml"),
     "epochs of a category": lambda name: parse_params(content() | {"network": {"epochs_of": {name: 3}}}, "params.yaml"),
     "turned categories": lambda name: parse_params(content() | {"network": {"rotated": [name]}}, "params.yaml"),
@@ -163,10 +163,10 @@ DOORS: dict[str, Callable[[str], Any]] = {
 }
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize("name", ["a;touch PWNED;b", "-rf", "a\nb", "${seed}", "a'b", "größe", "a" * 101])
-def test_a_name_is_checked_at_every_door(door: str, name: str, workspace: Path) -> None:
-    assert "cannot name a category" in said_by(lambda: DOORS[door](name))
+def test_a_name_is_checked_at_every_entry(entry: str, name: str, workspace: Path) -> None:
+    assert "cannot name a category" in said_by(lambda: ENTRIES[entry](name))
     assert [path.name for path in workspace.iterdir()] == [".flawline"]
 
 

@@ -19,7 +19,7 @@ from components.images.dataset import list_category
 from components.images.decode import decode_image, read_image, read_with_header
 from components.images.depth import find_bits
 from components.images.facts import category_facts
-from components.images.known_depth import settle_bits
+from components.images.known_depth import with_depth
 from components.images.table import image_table
 from components.stages.validate import validation_report
 from components.synthesis.prepared import load_prepared
@@ -107,10 +107,10 @@ def test_validation_says_what_is_lost(tmp_path: Path) -> None:
 def test_the_rule_is_as_given_or_as_validated_or_as_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     root = category(tmp_path / "data" / "part")
-    assert settle_bits(params_of(root), "part").limits.image_limits().bits == 12
+    assert with_depth(params_of(root), "part").limits.image_limits().bits == 12
     write_json(tmp_path / "artifacts/part/validation/report.json", {"bits": 14})
-    assert settle_bits(params_of(root), "part").limits.image_limits().bits == 14
-    assert settle_bits(params_of(root, bits=10), "part").limits.image_limits().bits == 10
+    assert with_depth(params_of(root), "part").limits.image_limits().bits == 14
+    assert with_depth(params_of(root, bits=10), "part").limits.image_limits().bits == 10
     with pytest.raises(UserError, match=r"limits\.bits"):
         params_of(root, bits=17)
 

@@ -14,8 +14,8 @@ import yaml
 from components.foundation.errors import UserError
 from components.foundation.files import read_json
 from components.foundation.params import SETTLED, load_params
-from components.stages.door import run_stage
-from flows.retraining.running import RUNNING, running, settled_params
+from components.stages.command import run_stage
+from flows.retraining.running import RUNNING, frozen_params, running
 from flows.retraining.stages import reproduce
 from tests.project import REPOSITORY, Project, is_one_sentence
 
@@ -131,7 +131,7 @@ def test_what_is_computed_and_recorded_is_what_the_file_said_when_the_run_began(
     Path("dvc.yaml").write_text(yaml.safe_dump(DVC_YAML))
     Path("dep").write_text("")
     Path("params.yaml").write_text("seed: 1\ndata: {root: x, categories: [bolt]}\n")
-    with running("me"), settled_params() as params:
+    with running("me"), frozen_params() as params:
         assert reproduce("first@bolt")
         Path("params.yaml").write_text("seed: 2\ndata: {root: x, categories: [nut]}\n")
         assert reproduce("second@bolt")

@@ -1,4 +1,4 @@
-"""The door of every stage: `python -m components.stages.NAME CATEGORY` reads parameters, says errors in a sentence."""
+"""The command line of every stage, `python -m components.stages.NAME CATEGORY`: its parameters, its errors."""
 
 import os
 import sys

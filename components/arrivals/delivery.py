@@ -1,7 +1,7 @@
-"""A batch of arriving images on its way: a folder of its own in which each finished step leaves one JSON file.
+"""A delivery of arriving images on its way: a folder of its own in which each finished step leaves one JSON file.
 
 A step that is there is not done again; a step that was cut short is repeated, and repeating it does no harm. So a
-batch that was killed anywhere is brought to its end by whoever takes the category's lock next.
+delivery that was killed anywhere is brought to its end by whoever takes the category's lock next.
 """
 
 import shutil
@@ -24,14 +24,14 @@ ID_SIGNS = 6  # of the claim's digest, behind the time
 
 @dataclass(frozen=True)
 class Item:
-    """One file of a batch: its number, from 0, and what the inbox said of it."""
+    """One file of a delivery: its number, from 0, and what the inbox said of it."""
 
     number: int
     entry: Entry
 
     @property
     def file_name(self) -> str:
-        """A harmless name, unique in the batch, that recalls the original one: "00003-shot.png"."""
+        """A harmless name, unique in the delivery, that recalls the original one: "00003-shot.png"."""
         return f"{self.number:05}-{safe_stem(self.entry.key)}{safe_suffix(self.entry.key)}"
 
     @property
@@ -40,11 +40,11 @@ class Item:
         return shown_name(self.entry.key)
 
 
-class Batch:
-    """The folder of one batch: `NAME.json` for each finished step, `raw/` with the files, `maps/` with anomaly maps."""
+class Delivery:
+    """The folder of one delivery: `NAME.json` of each finished step, `raw/` with files, `maps/` with anomaly maps."""
 
     def __init__(self, category: str, name: str) -> None:
-        """Take the batch `name` of a category, which need not exist yet."""
+        """Take the delivery `name` of a category, which need not exist yet."""
         self.category, self.name = category, name
         self.folder = _state(category) / "batches" / name
 
@@ -80,31 +80,31 @@ class Batch:
 
     @property
     def page(self) -> Path:
-        """Where the page about the batch is, also after its end."""
+        """Where the page about the delivery is, also after its end."""
         return _state(self.category) / "done" / f"{self.name}.html"
 
     def finish(self, summary: Any) -> None:
-        """End the batch: its summary stays, the rest goes."""
+        """End the delivery: its summary stays, the rest goes."""
         write_json(_state(self.category) / "done" / f"{self.name}.json", summary)
         shutil.rmtree(self.folder)
 
 
-def new_batch(category: str, source: str, entries: list[Entry], time: str) -> Batch:
-    """Claim files of the inbox `source` as a new batch; `time` is ISO 8601, UTC."""
+def new_delivery(category: str, source: str, entries: list[Entry], time: str) -> Delivery:
+    """Claim files of the inbox `source` as a new delivery; `time` is ISO 8601, UTC."""
     claim = {"source": source, "time": time, "entries": [_fields(entry) for entry in entries]}
     stamp = time.partition(".")[0].partition("+")[0].replace("-", "").replace(":", "")
-    batch = Batch(category, f"{stamp}-{digest_of(claim)[:ID_SIGNS]}")
-    batch.record("claim", claim)
-    return batch
+    delivery = Delivery(category, f"{stamp}-{digest_of(claim)[:ID_SIGNS]}")
+    delivery.record("claim", claim)
+    return delivery
 
 
-def open_batches(category: str) -> list[Batch]:
-    """The batches that were claimed and not brought to their end, oldest first; what never was one is removed."""
+def open_deliveries(category: str) -> list[Delivery]:
+    """The deliveries that were claimed and not brought to their end, oldest first; what never was one is removed."""
     folder = _state(category) / "batches"
     for path in list(folder.iterdir()) if folder.is_dir() else []:
         if not (path / "claim.json").is_file() or (_state(category) / "done" / f"{path.name}.json").is_file():
             shutil.rmtree(path)
-    return [Batch(category, path.name) for path in sorted(folder.iterdir())] if folder.is_dir() else []
+    return [Delivery(category, path.name) for path in sorted(folder.iterdir())] if folder.is_dir() else []
 
 
 def facts_cache(category: str) -> Path:
@@ -129,9 +129,10 @@ def _state(category: str) -> Path:
 
 
 def _fields(entry: Entry) -> dict[str, Any]:
-    fields = {"kind": entry.kind, "size": entry.size, "mark": entry.mark, "changed": entry.changed}
+    fields = {"kind": entry.kind, "size": entry.size, "revision": entry.revision, "changed": entry.changed}
     return fields | {"key": encode_key(entry.key), "target": encode_key(entry.target)}
 
 
 def _entry(fields: dict[str, Any]) -> Entry:
-    return Entry(**{**fields, "key": decode_key(fields["key"]), "target": decode_key(fields["target"])})
+    known = {"revision": fields.get("mark", ""), **{name: value for name, value in fields.items() if name != "mark"}}
+    return Entry(**{**known, "key": decode_key(fields["key"]), "target": decode_key(fields["target"])})
