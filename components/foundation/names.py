@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from components.foundation.errors import UserError
 
 MOST_SIGNS = 100  # file systems allow 255 bytes, and a name gets prefixes and endings
-OWN_FOLDERS = (".dvc", ".flawline", ".git", "artifacts", "metrics")
+OWN_FOLDERS = (".dvc", ".flawline", ".git", "artifacts", "evidence", "metrics")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _SIGNS = "$`\\*?"  # which shells, DVC's templates and git's patterns take for their own
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")

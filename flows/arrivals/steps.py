@@ -27,6 +27,7 @@ from components.foundation.params import Params
 from components.images.dataset import Category, ImageRecord, list_records
 from components.images.facts import category_facts, remember
 from components.images.known_depth import with_depth
+from components.registry.evidence import list_evidence
 from flows.arrivals.announce import announce_commit
 from flows.data.versions import commit_images
 
@@ -254,10 +255,11 @@ def _champion(category: str, threads: int) -> "Capsule | None":
 
 
 def _category(category: str, params: Params) -> Category | None:
-    """The category as it is; None where its first images are just arriving."""
+    """The category as it is; None where its first images are just arriving. What is kept as evidence counts as test."""
     root = Path(params.data.root) / category
     records = list_records(root)
-    return Category(category, root, records) if records else None
+    evidence = [one.record for one in list_evidence(category)]
+    return Category(category, root, (*records, *evidence)) if records else None
 
 
 def _inbox(delivery: Delivery) -> Source:

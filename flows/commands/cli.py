@@ -14,6 +14,7 @@ from components.foundation.errors import UserError, printable
 from components.stages.command import run_guarded
 from flows.commands.arrivals import ingest, review_app
 from flows.commands.data import data_app
+from flows.commands.feedback import feedback
 from flows.commands.models import compare, history, models, promote, reject, rollback
 from flows.commands.reproduction import reproduce, which
 from flows.commands.tables import print_table
@@ -32,7 +33,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(review_app, name="review")
 app.command()(ingest)
-for command in (models, compare, promote, reject, rollback, history, reproduce, which):
+for command in (models, compare, promote, reject, rollback, history, feedback, reproduce, which):
     app.command()(command)
 
 COLUMNS = {
@@ -160,6 +161,8 @@ def status(
         from flows.commands.status import print_version
 
         print_version(category, version, as_json)
+        if not as_json:
+            _show_evidence([category])
         return
     rows = _status_rows(None)
     if as_json:
@@ -168,6 +171,7 @@ def status(
         print("No category has a model yet: try `flawline demo`, or `flawline run --data DIR`.")
     else:
         print_table(rows, COLUMNS)
+        _show_evidence(sorted({row["category"] for row in rows}))
 
 
 @app.command()
@@ -257,6 +261,15 @@ def _show_status(categories: list[str]) -> None:
     rows = _status_rows(categories)
     if rows:
         print_table(rows, COLUMNS)
+
+
+def _show_evidence(categories: list[str]) -> None:
+    """Say what champions still get wrong of what people have kept; seconds of imports only where there is any."""
+    from flows.commands.feedback import categories_with_evidence, evidence_words
+
+    for name in categories_with_evidence(categories):
+        if words := evidence_words(name):
+            print(words)
 
 
 def _fail_if(failed: list[str]) -> None:

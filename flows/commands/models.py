@@ -163,13 +163,15 @@ def compare(
 
 
 def _judged_images(category: str) -> list[Any]:
-    """The test images of the category, as they lie there now."""
+    """The test images of the category, as they lie there now, and what people have kept as evidence."""
     from pathlib import Path
 
     from components.foundation.params import load_params
     from components.images.dataset import list_category
+    from components.registry.evidence import list_evidence
 
-    return list(list_category(Path(load_params().data.root) / category).test)
+    test = list_category(Path(load_params().data.root) / category).test
+    return [*test, *(one.record for one in list_evidence(category))]
 
 
 def _show_comparison(found: "Comparison") -> None:

@@ -22,6 +22,7 @@ from components.foundation.names import check_category_name
 from components.foundation.params import Params, data_params, load_params
 from components.foundation.places import DEMO
 from components.images.dataset import ImageRecord, category_names, list_records
+from components.registry.evidence import check_not_learned
 from flows.data import git
 from flows.data.dvc_project import hashed_files, open_project, writing
 from flows.data.git import BusyError
@@ -90,6 +91,7 @@ def commit_images(
     `flows.data.git.BusyError` where a lock of git or DVC is held, or a stage reads the folder: then try again later.
     Safe to repeat after any failure or kill.
     """
+    check_not_learned(category, records)
     with _opened(category, root) as (repo, folder, params, version):
         present = data_version.current_manifest(folder, version, params.threads)
         digests = data_version.md5_files([record.path for record in records], params.threads)
@@ -120,6 +122,7 @@ def commit_folder(category: str, *, root: str | None = None, note: str = "") -> 
         present = hashed_files(repo, folder)
         changed = {folder / name for name, digest in present.items() if version.get(name) != digest}
         records = [record for record in offered if not changed.isdisjoint({record.path, *record.masks})]
+        check_not_learned(category, records)
         data_version.check_images(records, params.limits.image_limits(), params.threads)
         with writing(repo, folder):
             return _commit(repo, category, params, version, [], note)

@@ -359,6 +359,17 @@ def test_a_held_copy_of_a_test_image_cannot_be_accepted(line: Project) -> None:
     assert refuse(["near.png"]) == 1
 
 
+def test_what_a_person_kept_as_evidence_is_not_learned_when_it_is_delivered_again(line: Project) -> None:
+    from flows.data.evidence import keep
+
+    (kept,) = new_images(Path("../kept"), 1)
+    keep("widget", kept, None, kind="good", note="a false alarm", verdict={})
+    DELIVERED.mkdir(parents=True)
+    shutil.copy(kept, DELIVERED / "again.png")
+    ingest_here()
+    assert reasons("quarantine") == {"again.png": "test-image"}
+
+
 @pytest.mark.parametrize("moment", ["before the first move", "after the image's move"])
 def test_a_decision_that_was_killed_is_completed(line: Project, held: list[str], moment: str) -> None:
     relocate = FolderInbox.relocate

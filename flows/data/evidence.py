@@ -1,0 +1,82 @@
+"""Evidence under DVC: what a person has judged is kept in `evidence/CATEGORY`, and its `.dvc` file committed."""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from components.foundation.errors import UserError
+from components.foundation.files import held_lock, sha256_file
+from components.foundation.params import load_params
+from components.images.dataset import list_category
+from components.registry.evidence import GOOD, Evidence, folder_of, keep_evidence, list_evidence, make_evidence
+from components.registry.person import who_am_i
+from flows.data import git
+from flows.data.dvc_project import open_project, writing
+from flows.data.git import BusyError
+from flows.data.versions import LOCKS, digest_at, read_manifest, recorded_digest
+
+
+def keep(
+    category: str, image: Path, mask: Path | None, *, kind: str, note: str, verdict: dict[str, Any]
+) -> tuple[Evidence, str]:
+    """Keep an image as evidence, and commit that; the evidence, and the commit (40 hex digits).
+
+    kind: "good", or a kind of defect. verdict: the champion's, empty without one. The same image again replaces what
+    was said of it; where nothing changes, nothing is committed. Safe to repeat after a kill.
+
+    Raises UserError where image or mask are not in order, git cannot commit, or files of the evidence are missing.
+    """
+    limits, when = load_params().limits.image_limits(), datetime.now(UTC).isoformat(timespec="seconds")
+    made = make_evidence(
+        category, image, mask, limits, kind=kind, note=note, who=who_am_i(), when=when, verdict=verdict
+    )
+    git.check_committable()
+    busy = BusyError(f"Another process is keeping evidence of {category}: run this again when it has ended.")
+    with held_lock(LOCKS / f"evidence-{category}.lock", 0, busy), open_project() as repo:
+        _check_complete(repo, category)
+        before = {one.digest: one for one in list_evidence(category)}.get(made.digest)
+        if before is None or _says_other(before, made, mask):
+            keep_evidence(made, image, mask)
+        return made, _commit(repo, category, made, before is not None)
+
+
+def learned_as(category: str, image: Path) -> str:
+    """The name of the training image with the same bytes; empty where there is none."""
+    root, digest = Path(load_params().data.root) / category, sha256_file(image)
+    size = image.stat().st_size
+    records = list_category(root).train if root.is_dir() else ()
+    same = [
+        record.name for record in records if record.path.stat().st_size == size and sha256_file(record.path) == digest
+    ]
+    return same[0] if same else ""
+
+
+def _says_other(before: Evidence, made: Evidence, mask: Path | None) -> bool:
+    """Whether anything but the time is new."""
+    if mask is not None and before.mask and sha256_file(mask) != sha256_file(before.record.masks[0]):
+        return True
+    return (before.kind, before.note, before.mask) != (made.kind, made.note, made.mask)
+
+
+def _check_complete(repo: Any, category: str) -> None:
+    """Raise UserError where files of the last version are missing here: a commit would drop them unseen."""
+    folder = folder_of(category)
+    digest = digest_at("HEAD", folder.with_name(f"{category}.dvc"))
+    if digest is None:
+        return
+    manifest = read_manifest(repo, digest)
+    if manifest is None or not all((folder / name).is_file() for name in manifest):
+        raise UserError(f"Not all evidence of {category} is here: fetch it with `flawline data pull {category}`.")
+
+
+def _commit(repo: Any, category: str, made: Evidence, is_known: bool) -> str:
+    folder = folder_of(category)
+    path = folder.with_name(f"{category}.dvc")
+    with writing(repo, folder):
+        repo.add(os.fspath(folder))
+    if recorded_digest(path.read_bytes()) == digest_at("HEAD", path):
+        return git.git("log", "-1", "--format=%H", "--", path.as_posix()).strip()
+    what = "a false alarm" if made.kind == GOOD else f"a missed defect ({made.kind})"
+    message = f"Evidence of {category}: {what}{', judged anew' if is_known else ''}"
+    return git.commit([path.as_posix(), (folder.parent / ".gitignore").as_posix()], message)
