@@ -56,7 +56,8 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     """Holm's adjusted p-values (N,) of p-values (N,), in the same order, at most 1."""
     values = np.asarray(p_values, np.float64)
     order = np.argsort(values, kind="stable")
-    factors = len(values) - np.arange(len(values))
+    factors = len(values) - np.arange(len(values))  # N for the least p-value, N - 1 for the next, … 1
     adjusted = np.empty_like(values)
+    # A larger p-value is never rejected before a smaller one, hence the running maximum.
     adjusted[order] = np.minimum(np.maximum.accumulate(values[order] * factors), 1)
     return adjusted

@@ -340,7 +340,7 @@ def gaussian_blur(maps: Tensor, sigma: float) -> Tensor:
     radius = min(int(4 * sigma + 0.5), maps.shape[-1] - 1)
     if radius < 1:
         return maps
-    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)  # cut off at 4 σ, as SciPy's filter is
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
     kernel /= kernel.sum()
     padded = functional.pad(maps, (radius,) * 4, mode="reflect")

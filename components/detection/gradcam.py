@@ -67,8 +67,9 @@ def distance(scorer: Scorer, x: Tensor) -> Tensor:
 def _mahalanobis(scorer: GaussianScorer, x: Tensor) -> Tensor:
     d = x - _double(scorer.mean)  # (N, D)
     directions = _double(scorer.whitening[0])  # (D, D or k)
-    z = d @ directions
+    z = d @ directions  # Wᵀd, or Uᵀd: (N, D or k)
     if scorer.low_rank is not None:
+        # The square is Σ (Uᵀd)² · inside + ‖d - U Uᵀd‖² · outside: the norm of these two side by side.
         rest = (d - z @ directions.T) * float(scorer.low_rank.outside) ** 0.5
         z = torch.cat([z * _double(scorer.low_rank.inside[0]).sqrt(), rest], dim=1)
     return torch.linalg.vector_norm(z, dim=1)

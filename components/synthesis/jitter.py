@@ -175,12 +175,12 @@ def _turn_hexagon(rgb: Floats, sextants: Floats) -> None:
     min + clamp(R - G + e, 0, C) with chroma C, where e = d C on the rising half (B >= G) and (1 - d) C on the falling
     half; green and blue follow by rotation of the names.
     """
-    low = np.minimum(np.minimum(rgb[0], rgb[1]), rgb[2])
+    low = np.minimum(np.minimum(rgb[0], rgb[1]), rgb[2])  # (P,)
     chroma = np.maximum(np.maximum(rgb[0], rgb[1]), rgb[2])
     chroma -= low
-    rising = chroma * sextants
+    rising = chroma * sextants  # d C
     falling_extra = chroma - rising
-    falling_extra -= rising
+    falling_extra -= rising  # (1 - 2 d) C: what (1 - d) C is more than d C
     change = np.empty(rgb.shape, dtype=np.float32)  # (3, P): R - G, G - B, B - R
     np.subtract(rgb[:2], rgb[1:], out=change[:2])
     np.subtract(rgb[2], rgb[0], out=change[2])
@@ -188,7 +188,7 @@ def _turn_hexagon(rgb: Floats, sextants: Floats) -> None:
     torch.from_numpy(slack).gt_(0)  # 1 on the falling half, 0 on the rising one
     slack *= falling_extra
     slack += rising
-    change[:2] += slack[1:]
+    change[:2] += slack[1:]  # the half on which red is tells G - B, green's B - R, and blue's R - G
     change[2] += slack[0]
     torch.from_numpy(change).clamp_(min=0)
     np.minimum(change, chroma, out=change)

@@ -37,7 +37,8 @@ def solve_rectangle(rhs: Planes) -> Planes:
     transform, beyond it the FFT is.
     """
     height, width = rhs.shape[-2:]
-    eigenvalues = _eigenvalues(height, rhs.dtype)[:, None] + _eigenvalues(width, rhs.dtype)  # (h, w)
+    # Δ = A ⊗ I + I ⊗ A of second differences A = S diag(λ) S, so that v = S (S rhs S / (λᵢ + λⱼ)) S.
+    eigenvalues = _eigenvalues(height, rhs.dtype)[:, None] + _eigenvalues(width, rhs.dtype)  # λᵢ + λⱼ < 0: (h, w)
     if max(height, width) > _LARGEST_DENSE_TRANSFORM:
         spectrum = scipy.fft.dstn(rhs, type=1, axes=(-2, -1)) / eigenvalues
         return np.asarray(scipy.fft.idstn(spectrum, type=1, axes=(-2, -1)))
@@ -146,11 +147,12 @@ def _sine_matrix(size: int, dtype: np.dtype[Any]) -> Planes:
 
 @cache
 def _eigenvalues(size: int, dtype: np.dtype[Any]) -> Planes:
-    """Eigenvalues of the second difference with zero border."""
+    """Eigenvalues 2 cos(π k / (n + 1)) - 2, k = 1 … n, of the second difference with zero border."""
     return (2 * np.cos(np.pi * np.arange(1, size + 1) / (size + 1)) - 2).astype(dtype)
 
 
 def _transform(rows: Planes, planes: Planes, columns: Planes) -> Planes:
+    """Sine transform along both axes of planes (…, h, w): rows @ planes @ columns."""
     along_rows = (planes.reshape(-1, planes.shape[-1]) @ columns).reshape(planes.shape)
     return np.matmul(rows, along_rows)
 
@@ -169,6 +171,7 @@ def _guidance_difference(
         take_right, take_down = np.abs(new_right) > np.abs(old_right), np.abs(new_down) > np.abs(old_down)
     else:
         take = np.zeros(new.shape, bool)
+        # OpenCV compares |∂x - ∂y| of the two images.
         new_skew, old_skew = new_right[:, :-1] - new_down[:, :, :-1], old_right[:, :-1] - old_down[:, :, :-1]
         take[:, :-1, :-1] = np.abs(new_skew) > np.abs(old_skew)
         take_right, take_down = take[:, :, :-1], take[:, :-1]
@@ -198,9 +201,10 @@ def _solve_masked(rhs: Planes, inside: NDArray[np.bool_]) -> Planes:
 
 
 def _masked_laplacian(inside: NDArray[np.bool_], count: int) -> scipy.sparse.csc_matrix:
+    """The five-point Laplacian (P, P) of the mask's P pixels: -4 on the diagonal, 1 for each neighbour in the mask."""
     number = np.full(inside.shape, -1)
     number[inside] = np.arange(count)
-    one = np.concatenate((number[:, :-1].ravel(), number[:-1].ravel()))
+    one = np.concatenate((number[:, :-1].ravel(), number[:-1].ravel()))  # each pair of neighbours, right and down
     other = np.concatenate((number[:, 1:].ravel(), number[1:].ravel()))
     joined = (one >= 0) & (other >= 0)
     one, other, diagonal = one[joined], other[joined], np.arange(count)
