@@ -29,7 +29,7 @@ def reproduce(
     from flows.common.lifetime import end_children_with_me
     from flows.retraining.reproducing import reproduce_version
 
-    category, which = _category_and_version(version)
+    category, which = read_version(version)
     end_children_with_me()
     check_room()
     with full_disk_said():
@@ -62,7 +62,7 @@ def which(
     as_json: AsJson = False,
 ) -> None:
     """Say which version of a category was served at a time: run, data, commit, capsule, and how to make it again."""
-    moment = _moment(at)
+    moment = read_moment(at)
     enter_project()
     from flows.retraining.tracing import trace
 
@@ -85,7 +85,7 @@ def which(
         print(f"flawline: the journal of {category} was changed by other hands: {fault}.", file=sys.stderr)
 
 
-def _category_and_version(text: str) -> tuple[str, str]:
+def read_version(text: str) -> tuple[str, str]:
     from components.foundation.names import check_category_name
 
     category, at, which_one = text.rpartition("@")
@@ -95,7 +95,7 @@ def _category_and_version(text: str) -> tuple[str, str]:
     return category, which_one
 
 
-def _moment(text: str | None) -> datetime:
+def read_moment(text: str | None) -> datetime:
     """A time with its zone; UserError for what is none."""
     if text is None:
         return datetime.now().astimezone()

@@ -90,9 +90,9 @@ def reproduce_version(category: str, which: str, keep: bool = False) -> Reproduc
         if failure:
             raise UserError(f"{category} version {number} could not be made again: {failure}")
         made = _stages((scratch.project / LOCK).read_bytes(), category)
-        files, differing = _compare(scratch, recorded, made)
+        files, differing = compare_files(scratch, recorded, made)
         capsule = _capsule_digest(scratch, category)
-        reasons = _reasons(commit, recorded, made) if differing else ()
+        reasons = reasons_for(commit, recorded, made) if differing else ()
         return Reproduction(
             category, number, commit.commit, capsule, time.monotonic() - begun, files, differing, reasons,
             str(scratch.project) if keep else "",
@@ -115,7 +115,7 @@ def _check_libraries(file: Path) -> None:
         )
 
 
-def _compare(scratch: Scratch, recorded: Stages, made: Stages) -> tuple[int, tuple[str, ...]]:
+def compare_files(scratch: Scratch, recorded: Stages, made: Stages) -> tuple[int, tuple[str, ...]]:
     """How many files there are, and which of them differ."""
     before, now = lock_entries.outputs(recorded), lock_entries.outputs(made)
     count, differing = 0, []
@@ -152,7 +152,7 @@ def _capsule_digest(scratch: Scratch, category: str) -> str:
     return str(json.loads((scratch.project / Places(category).capsule / "capsule.json").read_bytes())["digest"])
 
 
-def _reasons(commit: Commit, recorded: Stages, made: Stages) -> tuple[str, ...]:
+def reasons_for(commit: Commit, recorded: Stages, made: Stages) -> tuple[str, ...]:
     """What was not the same as when the version was made."""
     before, now = lock_entries.inputs(recorded), lock_entries.inputs(made)
     reasons = [f"{path} is another" for path in _differing(before, now)]
