@@ -33,7 +33,7 @@ def reproduce(
     end_children_with_me()
     check_room()
     with full_disk_said():
-        done = reproduce_version(category, which, keep)
+        done = reproduce_version(category, which, keep, lambda words: print(words, file=sys.stderr, flush=True))
     name = f"{category} version {done.number}"
     if as_json:
         print(json.dumps({**asdict(done), "is_identical": done.is_identical}, indent=2))

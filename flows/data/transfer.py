@@ -159,10 +159,11 @@ def _results(stage: Any) -> list[Any]:
 
 def _is_cached(repo: Any, stage: Any) -> bool:
     """Whether DVC's cache has every file of a stage's results."""
-    return all(_has_whole(repo, out.hash_info.value) for out in _results(stage))
+    return all(has_whole(repo, out.hash_info.value) for out in _results(stage))
 
 
-def _has_whole(repo: Any, digest: str) -> bool:
+def has_whole(repo: Any, digest: str) -> bool:
+    """Whether DVC's cache has a file, or every file of a folder (whose digest ends in ".dir")."""
     digests = [digest]
     if digest.endswith(".dir"):
         manifest = read_manifest(repo, digest)

@@ -203,6 +203,8 @@ def _below(digests: Mapping[str, str], folder: str) -> dict[str, str]:
 
 def _names_data(read: Mapping[str, str], files: Mapping[str, bytes], data: Path) -> bool:
     """Whether the commit's .dvc file names the images that were read."""
+    if not data.resolve().is_relative_to(Path.cwd()):
+        return False
     record = f"{data.as_posix()}.dvc"
     content = files.get(record) or git.read_at("HEAD", record)
     return content is not None and recorded_digest(content) == read.get(data.as_posix())

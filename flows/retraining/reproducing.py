@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,9 +74,12 @@ def find_recorded(category: str, which: str) -> Commit:
     return commit
 
 
-def reproduce_version(category: str, which: str, keep: bool = False) -> Reproduction:
-    """Make a version again in a scratch clone, and compare. which: its number, or an alias such as "champion".
+def reproduce_version(
+    category: str, which: str, keep: bool = False, say: Callable[[str], object] = lambda _: None
+) -> Reproduction:
+    """Make a version again in a scratch clone, and compare.
 
+    which: its number, or an alias such as "champion". keep: leave the clone. say: is told what is being done.
     Raises UserError where it cannot be made here: no commit, data that are nowhere, other versions of the libraries.
     """
     commit = find_recorded(category, which)
@@ -86,6 +89,7 @@ def reproduce_version(category: str, which: str, keep: bool = False) -> Reproduc
     with scratch_clone(f"{category}-{number}", commit.commit, keep) as scratch:
         _check_libraries(scratch.project / LIBRARIES_FILE)
         bring_data(scratch, category)
+        say(f"Computing {category} version {number} anew, which takes as long as its retraining did.")
         failure = make_again(scratch, f"{LAST}@{category}")
         if failure:
             raise UserError(f"{category} version {number} could not be made again: {failure}")

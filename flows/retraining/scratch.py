@@ -22,6 +22,7 @@ from flows.common.keeper import MARK
 from flows.data import git
 from flows.data.dvc_project import open_project
 from flows.data.git import BusyError
+from flows.data.transfer import has_whole
 from flows.data.versions import dvc_file, recorded_digest
 from flows.retraining.warm_stages import ADDRESS, warm_stages
 
@@ -57,8 +58,8 @@ def scratch_clone(name: str, commit: str, keep: bool) -> Iterator[Scratch]:
 def bring_data(scratch: Scratch, category: str) -> None:
     """Bring the category's images into the clone, as its commit names them: from the cache, or else the remote.
 
-    The demo's are made anew. Images that are in no version are copied from the project's folder: whether they are
-    those of the commit shows when they are compared. UserError where they are nowhere.
+    The demo's are made anew. Images that are in no version are read where they are, or copied from the project's
+    folder: whether they are those of the commit shows when they are compared. UserError where they are nowhere.
     """
     params = load_params(scratch.project / "params.yaml")
     record = dvc_file(category, params)
@@ -67,6 +68,8 @@ def bring_data(scratch: Scratch, category: str) -> None:
         _check_out(scratch, record, category)
     elif Path(params.data.root) == DEMO:
         _make_demo(scratch, params)
+    elif Path(params.data.root).is_absolute():
+        return  # the clone's stages read them where they are
     else:
         _copy(Path(params.data.root) / category, scratch.project / params.data.root / category)
 
@@ -113,7 +116,7 @@ def _check_out(scratch: Scratch, record: Path, category: str) -> None:
     with open_project(scratch.project) as repo:
         digest = recorded_digest((scratch.project / record).read_bytes())
         try:
-            if repo.config["core"].get("remote"):
+            if repo.config["core"].get("remote") and not has_whole(repo, digest or ""):
                 repo.fetch([target])
             repo.checkout([target])
         except DvcException as error:
@@ -133,6 +136,9 @@ def _make_demo(scratch: Scratch, params: Params) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
+    """Copy a folder of the project into the clone; UserError where it is outside of the project, or is not there."""
+    if not source.resolve().is_relative_to(Path.cwd()):
+        raise UserError(f"The images of {source} are outside of the project, and in no version: add them to one.")
     if not source.is_dir():
         raise UserError(f"The images of {source} are in no version and not there any more: bring them back.")
     target.mkdir(parents=True, exist_ok=True)
