@@ -351,7 +351,7 @@ class TrainingParams(_Section):
     rate: Rate = Field(1e-4, description="its learning rate at the beginning")
     final_rate: FinalRate = Field(0.0, description="its learning rate at the end of its cosine")
     optimizer: Literal["sgd", "adam"] = Field("sgd", description="optimizer of both phases")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD, below 1")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     weight_decay: float = Field(3e-5, ge=0, le=1, description="L2 penalty")
     batch: Batch = Field(
         24, description="good images a step; each is seen once as it is and once for every kind of synthetic defect"
@@ -568,10 +568,8 @@ class FitParams(_Section):
 class ThresholdParams(_Section):
     """The alarm threshold, from held-out good images alone."""
 
-    false_alarm_rate: float = Field(
-        0.02, gt=0, lt=1, description="share of good parts that may be called defective, 0 to 1"
-    )
-    confidence: float = Field(0.95, gt=0, lt=1, description="with which that is promised, 0 to 1")
+    false_alarm_rate: float = Field(0.02, gt=0, lt=1, description="share of good parts that may be called defective")
+    confidence: float = Field(0.95, gt=0, lt=1, description="with which that is promised")
 
 
 class EvaluationParams(_Section):

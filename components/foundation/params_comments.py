@@ -6,10 +6,11 @@ are; comments of one's own do not.
 
 import io
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -21,6 +22,7 @@ TOP = "What is computed. `flawline run --preset NAME --set SECTION.KEY=VALUE` ed
 HEADINGS = {"method": "What most people set", "validation": "The line, stage by stage", "seed": "For experts"}
 UNWRITTEN = frozenset({"fetch"})  # the known data sets: written only where a publisher's new address is needed
 WIDTH = 120
+OUT_OF_REACH = 1e5  # an upper bound from here on is there to stop slips of the key, and not said
 COLUMN = 24  # where comments begin, if the value leaves room
 INDENT = 2
 
@@ -75,12 +77,33 @@ def _comment(field: FieldInfo, section: type[BaseModel] | None) -> str:
     """The description of a key with what may be chosen, or the first paragraph on a section."""
     if section and not field.description:
         return " ".join((section.__doc__ or "").split("\n\n")[0].split())
-    choices = [str(value).lower() if isinstance(value, bool) else str(value) for value in _choices(field.annotation)]
-    return (field.description or "") + (f" ({' | '.join(choices)})" if choices else "")
+    possible = _choices(field.annotation) or _range(field.metadata)
+    return (field.description or "") + (f" ({possible})" if possible else "")
 
 
-def _choices(annotation: Any) -> tuple[Any, ...]:
-    return get_args(annotation) if get_origin(annotation) is Literal else ()
+def _choices(annotation: Any) -> str:
+    """What a key may be, where that is one of a few words."""
+    values = get_args(annotation) if get_origin(annotation) is Literal else ()
+    return " | ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in values)
+
+
+def _range(bounds: Iterable[Any]) -> str:
+    """The numbers that a key may be, where that is not known anyhow."""
+    least = most = ""
+    for bound in bounds:
+        match bound:
+            case Ge(ge=value):
+                least = f"≥ {value:g}"
+            case Gt(gt=value):
+                least = f"> {value:g}"
+            case Le(le=value):
+                most = f"≤ {value:g}" if float(str(value)) < OUT_OF_REACH else ""
+            case Lt(lt=value):
+                most = f"< {value:g}"
+    if not most:
+        return "" if least in ("≥ 0", "≥ 1", "> 0") else least
+    inclusive = least.startswith("≥") and most.startswith("≤")
+    return f"{least[2:]} … {most[2:]}" if inclusive else ", ".join(filter(None, (least, most)))
 
 
 def _with_comment(entry: str, comment: str, depth: int) -> Iterator[str]:

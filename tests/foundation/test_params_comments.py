@@ -47,6 +47,20 @@ def test_the_projects_file_says_what_the_descriptions_say() -> None:
         assert key.startswith("fetch.") or description in words, COMMAND
 
 
+def test_a_comment_says_what_may_be_chosen() -> None:
+    lines = [line.strip() for line in FILE.read_text().splitlines()]
+    said = {
+        "side:": "(32 … 1024)",
+        "false_alarm_rate:": "(> 0, < 1)",
+        "drift_min:": "(≥ 2)",
+        "optimizer:": "(sgd | adam)",
+        "flip:": "(false | left-right | upside-down)",
+        "max_files:": "waits for the next",  # nothing but what everybody takes for granted
+    }
+    for key, end in said.items():
+        assert next(line for line in lines if line.startswith(key)).endswith(end)
+
+
 def test_what_most_people_set_stands_in_the_first_40_lines() -> None:
     content = parse_yaml("\n".join(FILE.read_text().splitlines()[:40]), "its beginning")
     assert content["method"]
