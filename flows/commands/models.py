@@ -162,6 +162,38 @@ def compare(
         _show_comparison(found)
 
 
+def threshold(
+    category: Category,
+    false_alarms: Annotated[str, typer.Option(help="Of good parts, such as 1/500, 0.002 or 0.2%.")],
+    version: Annotated[
+        int | None, typer.Option(help="Number of a version; the champion, or else the latest, if not given.", min=1)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version with the threshold for this rate of false alarms, from the stored scores: nothing is fitted.
+
+    It is a challenger: `flawline promote` makes it serve.
+    """
+    enter_project()
+    from components.foundation.params import load_params
+    from components.registry.threshold import parse_rate, set_threshold
+
+    done = set_threshold(category, parse_rate(false_alarms), version, load_params().threshold.confidence)
+    if as_json:
+        print(json.dumps(asdict(done), indent=2, ensure_ascii=False))
+        return
+    made, base = done.version, done.base
+    if made == base:
+        print(f"{category}: version {base.number} has this threshold already, {base.threshold:.6g}.")
+    else:
+        word = "made, a challenger" if done.is_new else "there already"
+        change = f"the threshold {made.threshold:.6g} instead of {base.threshold:.6g}"
+        print(f"{category}: version {made.number} is {word}: version {base.number} with {change}.")
+    print(f"Promised: {done.promise}.")
+    if made != base:
+        print(f"Next: flawline compare {category} {base.number} {made.number}")
+
+
 def _judged_images(category: str) -> list[Any]:
     """The test images of the category, as they lie there now, and what people have kept as evidence."""
     from pathlib import Path
