@@ -20,6 +20,7 @@ from components.images.decode import read_image, resize_image
 from components.images.tensors import as_tensor
 from components.stages.command import run_stage
 from components.synthesis import cutpaste
+from components.synthesis.exam_kinds import KINDS, contrast_unit, kind_makers, strengths_of
 from components.synthesis.nsa import NoPatchError, nsa_batch, prepare
 from components.synthesis.nsa_derive import sample_statistics, sample_warnings
 from components.synthesis.nsa_params import NsaParams
@@ -32,11 +33,12 @@ Samples = tuple[np.ndarray, np.ndarray]  # uint8 (B, S, S, 3), bool (B, S, S)
 SampleMaker = Callable[[np.ndarray], Samples]  # of numbers, int64 (B,)
 READS = ("image", "limits", "nsa", "seed", "synthesis")
 MAKING = ("image", "nsa", "seed", "synthesis")  # limits change no byte of what passes them
-EXAM_KINDS = ("cutpaste", "scar", "nsa", "cutout")
+EXAM_KINDS = ("cutpaste", "scar", "nsa", "cutout", *KINDS)
 EXAM_EPOCH = 1 << 40  # no epoch of any training: the exam's samples are never trained on
 SHEET_EPOCH = EXAM_EPOCH + 1
 SHEET_SAMPLES, SHEET_TILE = 64, 96
 SHEET_SOURCES = 8
+UNIT_IMAGES = 48  # are enough to tell by how much good images differ
 CUTOUT_AREA = (0.003, 0.03)
 DEAR = 1 << 25  # pixels, as many as 512 samples of 256 × 256: from here on worker processes are worth their start
 
@@ -62,6 +64,7 @@ def main(category: str, params: Params) -> None:
             held_out=held_out,
             exam_source=source,
             exam_kinds=list(EXAM_KINDS),
+            exam_strengths=strengths_of(exam_keys(np.arange(len(source)), category, params)).tolist(),
             bits=learned["bits"],
         )
         write_making(folder, params, MAKING, learned["data_digest"])
@@ -156,18 +159,24 @@ def draw_sheet(folder: Path, images: np.ndarray, source: np.ndarray) -> None:
     contact_sheet(tiles, captions, folder / "contact_sheet.png", columns=count)
 
 
+def exam_keys(numbers: np.ndarray, category: str, params: Params) -> SampleKeys:
+    """Who the exam's samples from its images of these numbers (B,) are."""
+    return SampleKeys.of(params.seed, category, EXAM_EPOCH, numbers)
+
+
 def exam_makers(good: np.ndarray, category: str, params: Params, nsa: NsaParams | None) -> dict[str, SampleMaker]:
     """For each kind of sample, what makes it from the good images (M, S, S, 3) uint8 of these numbers.
 
     Without settings of NSA its samples are the good images themselves, with empty masks.
     """
     pictures = [prepare(image, nsa) for image in good] if nsa else []
+    objects = [picture.object_mask for picture in pictures] or [None] * len(good)
     patch, scar = patch_params(params.synthesis), scar_params(params.synthesis)
     # small boxes of the image's mean colour are seen on a texture too, where a pasted piece of itself is not
     cutout = cutpaste.CutoutParams(area=CUTOUT_AREA)
 
     def keys_of(numbers: np.ndarray) -> SampleKeys:
-        return SampleKeys.of(params.seed, category, EXAM_EPOCH, numbers)
+        return exam_keys(numbers, category, params)
 
     def images_of(numbers: np.ndarray) -> Tensor:
         return as_tensor(good[numbers])
@@ -183,6 +192,7 @@ def exam_makers(good: np.ndarray, category: str, params: Params, nsa: NsaParams 
         "scar": lambda numbers: _as_arrays(cutpaste.scar(images_of(numbers), keys_of(numbers), scar)),
         "nsa": natural,
         "cutout": lambda numbers: _as_arrays(cutpaste.cutout(images_of(numbers), keys_of(numbers), cutout)),
+        **kind_makers(good, objects, keys_of, contrast_unit(good[:UNIT_IMAGES])),
     }
 
 

@@ -9,12 +9,14 @@ The defects of the demo's test images (`components.data.demo`) come from another
 they come close: its scratch and fibre are lines too and its stain is a change of brightness, all far stronger.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+
+from components.foundation.draws import SampleKeys, pick
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float64]
@@ -67,6 +69,41 @@ def contrast_unit(images: Bytes) -> float:
     grey = images.astype(np.float32) @ GREY.astype(np.float32)  # (N, S, S)
     smooth = ndimage.gaussian_filter(grey, (0, grey.shape[1] / 128, grey.shape[1] / 128))
     return float(np.clip(np.sqrt(smooth.var(axis=0).mean()), *UNIT_RANGE))
+
+
+def strengths_of(keys: SampleKeys) -> NDArray[np.float64]:
+    """The strength (N,) of the samples with these keys, the same for every kind: each of STRENGTHS equally often."""
+    return np.array(STRENGTHS)[pick(keys.uniform("exam strength", 1)[:, 0], 0, len(STRENGTHS) - 1)]
+
+
+def kind_makers(
+    good: Bytes, objects: Sequence[Mask | None], keys_of: Callable[[NDArray[np.int64]], SampleKeys], unit: float
+) -> Mapping[str, Callable[[NDArray[np.int64]], tuple[Bytes, Mask]]]:
+    """For each kind, what makes samples uint8 (B, S, S, 3) and masks bool (B, S, S) from images of these numbers (B,).
+
+    good: uint8 (M, S, S, 3). objects: (S, S) bool for each, where a defect may have its middle; None for anywhere.
+    keys_of: the keys of the samples from these images. unit: see `contrast_unit`.
+    """
+
+    def maker(kind: str) -> Callable[[NDArray[np.int64]], tuple[Bytes, Mask]]:
+        def make(numbers: NDArray[np.int64]) -> tuple[Bytes, Mask]:
+            keys = keys_of(numbers)
+            draws = keys.uniform(f"exam {kind}", 2)
+            others = (numbers + pick(draws[:, 1], 1, max(1, len(good) - 1))) % len(good)
+            made = [
+                make_sample(kind, scene_of(number, other), np.random.default_rng(int(draw * 2**53)), strength)
+                for number, other, draw, strength in zip(numbers, others, draws[:, 0], strengths_of(keys), strict=True)
+            ]
+            return np.stack([image for image, _ in made]), np.stack([mask for _, mask in made])
+
+        return make
+
+    def scene_of(number: int, other: int) -> Scene:
+        where = objects[number]
+        everywhere = np.ones(good.shape[1:3], bool)
+        return Scene(good[number], good[other], everywhere if where is None else where, unit)
+
+    return {kind: maker(kind) for kind in KINDS}
 
 
 def make_sample(kind: str, scene: Scene, generator: np.random.Generator, strength: float) -> Sample:

@@ -6,7 +6,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,8 @@ class Prepared:
         exam_kinds: names of the kinds of synthetic samples, K of them.
         exam_images: (K, M, S, S, 3) uint8: one sample of each kind from each source.
         exam_masks: (K, M, S, S) bool: what was changed.
+        exam_strengths: (M,) strength of the samples from each source, for the kinds that have one
+            (`components.synthesis.exam_kinds`); empty where there are none.
         bits: how deep grey images became 8 bits (`components.images.depth`).
     """
 
@@ -46,6 +48,7 @@ class Prepared:
     exam_images: np.ndarray
     exam_masks: np.ndarray
     bits: int = 16
+    exam_strengths: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     @property
     def fit_rows(self) -> np.ndarray:
@@ -76,6 +79,7 @@ def write_index(
     held_out: np.ndarray,
     exam_source: np.ndarray,
     exam_kinds: Sequence[str],
+    exam_strengths: Sequence[float] = (),
     bits: int = 16,
 ) -> None:
     """Write `prepared.json` beside the arrays."""
@@ -88,6 +92,7 @@ def write_index(
         ],
         "exam_source": exam_source.tolist(),
         "exam_kinds": list(exam_kinds),
+        "exam_strengths": list(exam_strengths),
         "bits": bits,
     }
     write_json(folder / "prepared.json", index)
@@ -108,6 +113,7 @@ def load_prepared(folder: Path) -> Prepared:
         held_out=np.array([row["role"] == HELD_OUT for row in index["images"]]),
         exam_source=np.array(index["exam_source"], dtype=np.int64),
         exam_kinds=tuple(index["exam_kinds"]),
+        exam_strengths=np.array(index["exam_strengths"], dtype=np.float64),
         bits=index["bits"],
         **arrays,
     )
