@@ -16,9 +16,11 @@ import numpy as np
 
 from benchmarks.common import print_table, write_results
 from benchmarks.methods import CATEGORIES, usual_content, working_in
+from components.detection.choice import choose_compositions, make_banks
 from components.detection.compositions import for_maps
 from components.detection.detector import Composition, Detector, Part
 from components.detection.feature_bank import FeatureBank
+from components.detection.fitting import learned
 from components.detection.scale import Scale
 from components.evaluation.metrics import auroc, pixel_auroc
 from components.foundation.params import Params, parse_params
@@ -28,7 +30,7 @@ from components.images.dataset import list_category
 from components.learning.backbone import build_encoder
 from components.stages import synthesize, validate
 from components.stages.evaluate import score_records
-from components.stages.fit import SIGMA, choose_compositions, learned, make_banks
+from components.stages.fit import SIGMA
 from components.synthesis.methods import PRETRAINED
 from components.synthesis.prepared import load_prepared
 

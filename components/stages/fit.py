@@ -1,33 +1,21 @@
 """Stage fit: choose compositions by the synthetic exam, fit their Gaussians, set the threshold, write the capsule."""
 
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
 
 from components.density.gaussian import Scorer
 from components.detection.capsule import Capsule, save_capsule
-from components.detection.compositions import candidates, for_maps
+from components.detection.choice import Choice, choose, make_banks, say_if_training_did_not_help, selection_summary
 from components.detection.conformal import guarantee, split_conformal_threshold
 from components.detection.detector import BATCH, Composition, Detector, Part, activation, arrange, image_scores
-from components.detection.exam import (
-    ExamPaper,
-    Mark,
-    best,
-    cross_examine,
-    cross_paper,
-    examine,
-    fold_numbers,
-    fold_scorers,
-    held_out_paper,
-    weighed,
-)
-from components.detection.feature_bank import FeatureBank, few_images
+from components.detection.exam import fold_numbers, fold_scorers
+from components.detection.feature_bank import few_images
+from components.detection.fitting import Banks, fit_scorers, learned
 from components.detection.network_fit import Baseline, Served, open_network, with_network
 from components.detection.scale import Scale
 from components.evaluation.map_range import map_range
@@ -36,7 +24,6 @@ from components.foundation.files import read_json
 from components.foundation.making import check_made_in, making
 from components.foundation.params import Params
 from components.foundation.places import Places
-from components.foundation.progress import ProgressBar
 from components.foundation.runtime import use_threads
 from components.images.tensors import as_tensor
 from components.learning.backbone import Encoder, build_encoder, load_encoder
@@ -53,34 +40,7 @@ READS = (
     "training",
 )
 GOLDEN = 4  # good images, and at least as many synthetic samples, by which a capsule is checked
-Banks = Mapping[str, FeatureBank]
 SIGMA = 2.0  # of the receptive field's Gaussian, in 1/256 of the image's side
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which compositions serve, and what the exam said of every candidate.
-
-    Attributes:
-        image, map: compositions for the image score and for the anomaly map.
-        marks: of all candidates, by cross-fitting.
-        held_out: mean image mark on held-out images of each encoder's chosen compositions.
-    """
-
-    image: tuple[Composition, ...]
-    map: tuple[Composition, ...]
-    marks: tuple[Mark, ...]
-    held_out: Mapping[str, float]
-
-    @property
-    def encoder(self) -> str:
-        """The encoder whose compositions were chosen."""
-        return self.image[0].encoder
-
-    @property
-    def all(self) -> list[Composition]:
-        """Every chosen composition once."""
-        return list(dict.fromkeys([*self.image, *self.map]))
 
 
 def main(category: str, params: Params) -> None:
@@ -132,106 +92,6 @@ def load_heads(folder: Path, category: str, params: Params) -> dict[str, nn.Sequ
             "gradcam, or method and training.head_steps to train one."
         )
     return {name: load_head(own) for name, own in folders.items()}
-
-
-def make_banks(encoders: Mapping[str, Encoder], prepared: Prepared, params: Params) -> dict[str, FeatureBank]:
-    """A bank for each encoder, of the features that its candidates need."""
-    count = len(prepared.fit_rows)
-    return {
-        name: FeatureBank(name, encoder, prepared, candidates(name, encoder, params.image.side, count, params.fit))
-        for name, encoder in encoders.items()
-    }
-
-
-def choose(banks: Banks, params: Params) -> Choice:
-    """Choose compositions by cross-fitting, before training and after it, then one of the two by the held-out images.
-
-    A trained encoder has seen the images it learned from, so only held-out ones can say whether it is better; it must
-    be so by more than `fit.margin`. The members of an ensemble all take the compositions that suit the first.
-    """
-    first = [name for name in banks if name in (PRETRAINED, TRAINED)]
-    members = [name for name in banks if name not in first]
-    choices = [choose_compositions(banks[name], params) for name in first]
-    choices = [with_members(choice, members) if choice.encoder == TRAINED else choice for choice in choices]
-    marks = tuple(mark for choice in choices for mark in choice.marks)
-    held_out = {choice.encoder: held_out_mark(banks, choice.image) for choice in choices}
-    winner = choices[0]
-    for other in choices[1:]:
-        if held_out[other.encoder] > held_out[winner.encoder] + params.fit.margin:
-            winner = other
-    return Choice(winner.image, winner.map, marks, held_out)
-
-
-def with_members(choice: Choice, members: Sequence[str]) -> Choice:
-    """The same choice with its compositions repeated for further encoders, with which it is averaged."""
-    image, maps = (
-        tuple(replace(c, encoder=name) for name in (choice.encoder, *members) for c in compositions)
-        for compositions in (choice.image, choice.map)
-    )
-    return replace(choice, image=image, map=maps)
-
-
-def choose_compositions(bank: FeatureBank, params: Params) -> Choice:
-    """The best compositions of one encoder for the image score and for the map, by the cross-fitted exam."""
-    count = len(bank.prepared.fit_rows)
-    family = candidates(bank.name, bank.encoder, params.image.side, count, params.fit)
-    most = max(family, key=lambda composition: composition.copies)
-    paper = cross_paper(bank, params.fit.folds, params.seed, most.copies, most.copy_kind)
-    marks = tuple(weighed(list(said_how_far(bank, family, paper))))
-    by_image, by_pixel = (tuple(best(marks, params.fit.best, by=by)) for by in ("image", "pixel"))
-    maps = tuple(for_maps(c) for c in by_pixel) or tuple(c for c in by_image if c.map != "dense")
-    return Choice(by_image, maps, marks, {})
-
-
-def said_how_far(bank: FeatureBank, family: Sequence[Composition], paper: ExamPaper) -> Iterator[Mark]:
-    """The mark of each composition, while stderr says how many are examined."""
-    with ProgressBar(f"{bank.prepared.category}: exam of compositions, {bank.name}", len(family)) as bar:
-        for number, composition in enumerate(family, 1):
-            yield cross_examine(composition, paper)
-            bar.show(number, {})
-
-
-def held_out_mark(banks: Banks, compositions: Sequence[Composition]) -> float:
-    """Mean image mark on held-out images of compositions fitted to all others."""
-    scorers = fit_scorers(compositions, banks)
-    papers = {name: held_out_paper(banks[name]) for name in dict.fromkeys(c.encoder for c in compositions)}
-    return float(np.mean([examine(c, scorers[c], papers[c.encoder]).image for c in compositions]))
-
-
-def fit_scorers(compositions: Sequence[Composition], banks: Banks) -> dict[Composition, Scorer]:
-    """Fit each composition's density to the images to learn from, the quicker way where they are few."""
-    if not all(banks[c.encoder].keeps for c in compositions):
-        return fit_densities(compositions, banks)
-    scorers = {}
-    for c in compositions:
-        bank = banks[c.encoder]
-        features = learned(c, bank, bank.prepared.fit_rows)
-        scorers[c] = c.scorer_of(features.reshape(-1, *features.shape[2:]))
-    return scorers
-
-
-def learned(composition: Composition, bank: FeatureBank, rows: np.ndarray) -> np.ndarray:
-    """Arranged features (1 + copies, n, …) of good images `rows`, and of their copies where it learns from copies."""
-    own = arrange(bank.of(rows), composition)
-    if not composition.copies:
-        return own[None]
-    copies = arrange(bank.of_copies(rows, composition.copies, composition.copy_kind), composition)
-    return np.concatenate([own[None], copies.reshape(-1, *own.shape)])
-
-
-def fit_densities(compositions: Sequence[Composition], banks: Banks) -> dict[Composition, Scorer]:
-    """Fit each composition's density to the images to learn from; memory is bounded by a batch, not their number."""
-    densities = {composition: composition.density() for composition in compositions}
-    for bank in banks.values():
-        own = [composition for composition in compositions if composition.encoder == bank.name]
-        for rows in batches(bank.prepared.fit_rows, BATCH) if own else ():
-            features = bank.of(rows)
-            for composition in own:
-                densities[composition].add(arrange(features, composition))
-                if composition.copies:
-                    copies = bank.of_copies(rows, composition.copies, composition.copy_kind)
-                    densities[composition].add(arrange(copies, composition))
-    return {composition: density.scorer() for composition, density in densities.items()}
 
 
 def fit_detector(
@@ -410,31 +270,6 @@ def guarantee_words(count: int, prepared: Prepared, params: Params, has_density:
     if has_density and learns_held_out(prepared, params):
         words += " (approximately, as in the end the model has learned these images too)"
     return words
-
-
-def selection_summary(choice: Choice) -> dict[str, Any]:
-    """The exam in JSON: the mark of every candidate, what was chosen, and whether training helped."""
-    return {
-        "image": [composition.name for composition in choice.image],
-        "map": [composition.name for composition in choice.map],
-        "encoder": choice.encoder,
-        "held_out_marks": dict(choice.held_out),
-        "marks": [
-            {"name": mark.composition.name, "image": mark.image, "pixel": mark.pixel, "by_kind": dict(mark.by_kind)}
-            for mark in choice.marks
-        ],
-    }
-
-
-def say_if_training_did_not_help(category: str, choice: Choice) -> None:
-    """One line on stderr where a trained representation lost its exam against the one before training."""
-    if TRAINED in choice.held_out and choice.encoder != TRAINED:
-        before, after = choice.held_out[PRETRAINED], choice.held_out[TRAINED]
-        print(
-            f"Training did not help on {category}: exam mark {before:.4f} before, {after:.4f} after; "
-            "the representation before training is kept.",
-            file=sys.stderr,
-        )
 
 
 def golden_images(prepared: Prepared) -> np.ndarray:

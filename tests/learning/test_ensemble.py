@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from components.detection.choice import choose, make_banks
 from components.detection.detector import Detector
 from components.foundation.files import read_json
 from components.foundation.making import write_making
@@ -11,7 +12,7 @@ from components.foundation.params import Params, parse_params
 from components.foundation.places import Places
 from components.learning.backbone import Encoder, build_encoder
 from components.stages import synthesize, train, validate
-from components.stages.fit import choose, fit_detector, load_encoders, make_banks, trained_folders
+from components.stages.fit import fit_detector, load_encoders, trained_folders
 from components.synthesis.prepared import Prepared, load_prepared
 from tests.project import TINY, write_category
 

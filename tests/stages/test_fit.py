@@ -11,6 +11,7 @@ from components.density.gaussian import Covariance, GaussianDensity, GaussianSco
 from components.density.kernel import KernelScorer
 from components.density.levelwise import LevelwiseScorer
 from components.detection.capsule import Capsule, load_capsule, save_capsule
+from components.detection.choice import choose, make_banks
 from components.detection.compositions import candidates, pooled
 from components.detection.detector import Composition, MapKind, arrange
 from components.detection.exam import fold_numbers
@@ -19,16 +20,7 @@ from components.foundation.errors import UserError
 from components.foundation.params import BackboneParams, FitParams, Params, parse_params
 from components.learning.backbone import Encoder, build_encoder
 from components.learning.head import projection_head, save_head
-from components.stages.fit import (
-    choose,
-    fit_detector,
-    fit_to_all,
-    golden_images,
-    learns_held_out,
-    load_heads,
-    make_banks,
-    make_capsule,
-)
+from components.stages.fit import fit_detector, fit_to_all, golden_images, learns_held_out, load_heads, make_capsule
 from components.synthesis.methods import PRETRAINED
 from components.synthesis.prepared import Prepared
 from tests.project import TINY, Project, surface
