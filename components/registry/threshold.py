@@ -95,9 +95,11 @@ def set_threshold(category: str, rate: float, number: int | None = None, confide
 def capsule_with_threshold(source: Path, number: int, rate: float, confidence: float, folder: Path) -> dict[str, Any]:
     """Write the capsule in `source` (version `number`) to `folder` with another threshold; returns its card.
 
-    The same bytes each time. Raises UserError where the source is damaged.
+    The same bytes each time, also from a capsule that only differs in its threshold: what is named is the version that
+    was fitted. Raises UserError where the source is damaged.
     """
     card = checked_card(source)
+    fitted = threshold_origin(card) or {"of_version": number, "of_capsule": card["digest"]}
     scores = load_file(source / "density.safetensors")["calibration"]  # (n,) ascending
     threshold = split_conformal_threshold(scores, rate)
     words = guarantee(len(scores), rate, confidence).words
@@ -105,11 +107,11 @@ def capsule_with_threshold(source: Path, number: int, rate: float, confidence: f
     if _APPROXIMATE in before:  # the model has learned these images too
         words += _APPROXIMATE + before.partition(_APPROXIMATE)[2]
     origin = {
-        "of_version": number,
-        "of_capsule": card["digest"],
+        "of_version": fitted["of_version"],
+        "of_capsule": fitted["of_capsule"],
         "false_alarm_rate": rate,
         "confidence": confidence,
-        "in_words": f"threshold of version {number} set to {threshold.value:.6g}",
+        "in_words": f"threshold of version {fitted['of_version']} set to {threshold.value:.6g}",
     }
     changed = {
         **{name: value for name, value in card.items() if name != "digest"},
@@ -128,6 +130,12 @@ def capsule_with_threshold(source: Path, number: int, rate: float, confidence: f
             copy_file(source / name, beside / name)
         write_json(beside / "capsule.json", made)
     return made
+
+
+def threshold_origin(card: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Of which version, and for which rate, the threshold of a capsule was set; None where it was fitted with it."""
+    origin = card["provenance"].get(ORIGIN)
+    return origin if isinstance(origin, Mapping) else None
 
 
 def figures_at(scores: str, threshold: float) -> tuple[dict[str, float], dict[str, float]]:

@@ -11,6 +11,7 @@ from components.data.version import md5_file, parse_manifest
 from components.foundation.errors import UserError
 from components.foundation.libraries import FILE as LIBRARIES_FILE
 from components.foundation.libraries import library_versions
+from components.foundation.places import Places
 from components.foundation.processor import processor
 from components.registry import versions as registry
 from flows.data import git
@@ -22,6 +23,7 @@ from flows.retraining.lock_entries import LOCK, of_category, parse_entries
 from flows.retraining.scratch import Scratch, bring_data, make_again, scratch_clone
 
 LAST = "evaluate"
+RESET_CARD = "capsule.json with the threshold of this version"
 Stages = Mapping[str, Mapping[str, Any]]
 
 
@@ -82,8 +84,9 @@ def reproduce_version(
     which: its number, or an alias such as "champion". keep: leave the clone. say: is told what is being done.
     Raises UserError where it cannot be made here: no commit, data that are nowhere, other versions of the libraries.
     """
-    commit = find_recorded(category, which)
-    number = int(commit[commits.VERSION])
+    reset = _reset_threshold(category, which)
+    commit = find_recorded(category, str(reset.origin["of_version"]) if reset else which)
+    number = reset.number if reset else int(commit[commits.VERSION])
     recorded = _stages(git.read_at(commit.commit, LOCK), category)
     begun = time.monotonic()
     with scratch_clone(f"{category}-{number}", commit.commit, keep) as scratch:
@@ -96,11 +99,45 @@ def reproduce_version(
         made = _stages((scratch.project / LOCK).read_bytes(), category)
         files, differing = compare_files(scratch, recorded, made)
         capsule = _capsule_digest(scratch, category)
+        if reset:
+            capsule = _with_threshold(scratch, category, reset)
+            files, differing = files + 1, (*differing, *([] if capsule == reset.digest else [RESET_CARD]))
         reasons = reasons_for(commit, recorded, made) if differing else ()
         return Reproduction(
             category, number, commit.commit, capsule, time.monotonic() - begun, files, differing, reasons,
             str(scratch.project) if keep else "",
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Reset:
+    """A version that another one's capsule became by another threshold; digest: of its own capsule."""
+
+    number: int
+    digest: str
+    origin: Mapping[str, Any]
+
+
+def _reset_threshold(category: str, which: str) -> _Reset | None:
+    """How a version got its threshold; None where it was fitted with it, as all are that have a commit."""
+    from components.detection.capsule import read_card  # torch takes seconds to import
+    from components.registry.threshold import threshold_origin
+
+    if which.isascii() and which.isdecimal() and commits.find_commit(category, int(which)):
+        return None
+    wanted = int(which) if which.isascii() and which.isdecimal() else which
+    number, digest = registry.locate_capsule(category, wanted)
+    origin = threshold_origin(read_card(registry.download_capsule(category, number)))
+    return None if origin is None else _Reset(number, digest, origin)
+
+
+def _with_threshold(scratch: Scratch, category: str, reset: _Reset) -> str:
+    """Set the threshold of the capsule that was made again; the digest of the capsule that comes of it."""
+    from components.registry.threshold import capsule_with_threshold
+
+    source, origin = scratch.project / Places(category).capsule, reset.origin
+    values = int(origin["of_version"]), float(origin["false_alarm_rate"]), float(origin["confidence"])
+    return str(capsule_with_threshold(source, *values, scratch.project / ".flawline" / "reset")["digest"])
 
 
 def _stages(lock: bytes | None, category: str) -> Stages:
@@ -151,8 +188,6 @@ def _recorded_files(repo: Any, path: str, md5: str) -> dict[str, str]:
 
 
 def _capsule_digest(scratch: Scratch, category: str) -> str:
-    from components.foundation.places import Places
-
     return str(json.loads((scratch.project / Places(category).capsule / "capsule.json").read_bytes())["digest"])
 
 

@@ -1,11 +1,13 @@
 """From a time to the model that was served then, and to all that it was made of."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
-from components.foundation.errors import UserError
+from components.foundation.errors import ServerError, UserError
 from components.registry import versions as registry
 from components.registry.journal import verify_journal
+from components.registry.promotion import settle
 from flows.data import git
 from flows.retraining import commits
 
@@ -40,6 +42,8 @@ def trace(category: str, moment: datetime) -> Trace:
 
     Raises UserError where no version was served then. A version that MLflow has no more is described by its commit.
     """
+    with suppress(ServerError):  # the journal answers without MLflow too
+        settle(category)  # what other hands have moved since is noticed now
     move = registry.which_model(category, moment)
     if move is None or move.target is None:
         raise UserError(f"No version of {category} was served at {moment:%Y-%m-%d %H:%M:%S %Z}.")

@@ -85,6 +85,9 @@ def test_the_same_wish_again_makes_nothing(base: Version) -> None:
     assert (again.version.number, again.is_new) == (2, False)
     assert not set_threshold("bottle", 0.25, 2).is_new
     assert len(list_versions("bottle")) == 2
+    other = set_threshold("bottle", 0.5, 2).version  # of a version that has another threshold already
+    assert not set_threshold("bottle", 0.5, 1).is_new
+    assert read_card(download_capsule("bottle", other.number))["provenance"]["threshold"]["of_version"] == 1
     assert first.version.digest == again.version.digest
 
 
