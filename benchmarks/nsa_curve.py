@@ -121,8 +121,8 @@ class Clock:
 def paper_schedule(category: str, prepared: Prepared) -> tuple[int, int]:
     """Steps and samples of the paper's training on all good images of the category: its epochs, batches of 64."""
     network = NetworkParams.model_validate(read_preset("paper-nsa")["network"])
-    steps = network.steps_of(category, len(prepared.names))
-    return steps, network.epochs_of.get(category, network.epochs) * len(prepared.names)
+    steps = network.steps_of(category, len(prepared.images))
+    return steps, network.epochs_of.get(category, network.epochs) * len(prepared.images)
 
 
 if __name__ == "__main__":

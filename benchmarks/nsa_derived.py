@@ -54,8 +54,9 @@ def compare(category: str, row: str, images: list[Image], count: int, seed: int)
 
 def make_samples(images: list[Image], category: str, seed: int, count: int, params: NsaParams) -> list[NsaSample]:
     """The first `count` samples of a category."""
-    keys = SampleKeys.of(seed, category, 0, np.arange(count))
-    return nsa_batch([prepare(image, params) for image in images], keys, params)
+    own = np.arange(len(images))
+    keys = SampleKeys.cycled(seed, category, 0, own, count)
+    return nsa_batch([prepare(image, params) for image in images], own, keys, params)
 
 
 def mean_label(samples: list[NsaSample]) -> float:

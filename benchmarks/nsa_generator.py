@@ -148,10 +148,11 @@ def _label(old: Image, new: Image, covered: Mask, params: NsaParams, factor: flo
 
 def measure(pictures: list[NsaImage], category: str, params: NsaParams, samples: int) -> dict[str, float]:
     """Times of both generators, alternating, in milliseconds and samples per second."""
-    rng = np.random.default_rng(0)
+    rng, places = np.random.default_rng(0), np.arange(len(pictures))
 
     def ours(index: int) -> None:
-        nsa_batch(pictures, SampleKeys.of(0, category, 0, [index]), params)
+        turn, place = divmod(index, len(pictures))
+        nsa_batch(pictures, places, SampleKeys.of(0, category, turn, [place]), params)
 
     def reference(index: int) -> None:
         other = (index + 1 + int(rng.integers(len(pictures) - 1))) % len(pictures)

@@ -150,6 +150,7 @@ def make_learner(images: list[np.ndarray], kind: type[Learner]) -> Learner:
         task,
         np.stack(images),
         np.arange(len(images)),
+        np.arange(len(images)),
         params,
         seed=0,
         category="throughput",

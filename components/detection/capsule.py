@@ -1,5 +1,6 @@
 """The capsule: the folder that is registered, served, exported, rebuilt and compared.
 
+`roles.json` names by their digests the good images that it has learned and held out (`components.images.identity`).
 `capsule.json` says what it is (category, method, geometry, threshold, provenance) and lists the SHA-256 of every other
 file; `encoders/NAME/`, `networks/INDEX/` and `density.safetensors` are its weights and statistics; `golden/` holds
 reference inputs with the scores and maps that they must get. Its identity is the digest of its content. Nothing in it
@@ -21,12 +22,14 @@ from components.detection.network_part import NetworkPart
 from components.detection.scale import Scale
 from components.foundation.errors import UserError
 from components.foundation.files import digest_of, new_directory, read_json, sha256_file, write_bytes, write_json
+from components.images.identity import Roles
 from components.learning.backbone import load_encoder, save_encoder
 from components.learning.decoder import load_network, save_network
 from components.learning.head import FILE as HEAD_FILE
 from components.learning.head import load_head, save_head
 
 FORMAT = 1
+ROLES = "roles.json"
 TOLERANCE = 1e-4
 
 
@@ -44,6 +47,7 @@ class Capsule:
         map_range: (low, high) of the colour scale of its maps; None in a capsule that was made before there was one.
         digest: identity of the content; empty until it is written.
         bits: how deep grey images become 8 bits, as those did that were learned (`components.images.depth`).
+        roles: what each good image was for; None in a capsule that was made before they were kept.
     """
 
     category: str
@@ -56,6 +60,7 @@ class Capsule:
     map_range: tuple[float, float] | None = None
     digest: str = ""
     bits: int = 16
+    roles: Roles | None = None
 
     def score(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
         """`Detector.score`: image scores (N,) float32 and anomaly maps (N, size, size) float32."""
@@ -80,6 +85,8 @@ def save_capsule(capsule: Capsule, golden: np.ndarray, folder: Path) -> str:
         for index, part in enumerate(capsule.detector.networks):
             save_network(part.network, beside / "networks" / str(index))
         write_bytes(beside / "density.safetensors", save(_density_arrays(capsule)))
+        if capsule.roles:
+            write_json(beside / ROLES, capsule.roles.to_json())
         (beside / "golden").mkdir()
         scores, maps = capsule.score(golden)
         reference = {"images": golden, "scores": scores, "maps": maps}
@@ -114,6 +121,7 @@ def load_capsule(folder: Path) -> Capsule:
         map_range=tuple(card["map_range"]) if card.get("map_range") else None,
         digest=card["digest"],
         bits=card.get("bits", 16),
+        roles=read_roles(folder),
     )
     _check_golden(capsule, folder)
     return capsule
@@ -131,6 +139,14 @@ def read_card(folder: Path) -> dict[str, Any]:
             "make it anew with `flawline run`."
         )
     return card
+
+
+def read_roles(folder: Path) -> Roles | None:
+    """What each good image was for in a stored capsule, without loading the rest; None where it does not say so.
+
+    Of two versions, `identity.both_held_out` says on which images to compare them, `identity.changes` what differs.
+    """
+    return Roles.from_json(read_json(folder / ROLES)) if (folder / ROLES).is_file() else None
 
 
 def count_calibration(folder: Path) -> int:

@@ -5,7 +5,7 @@ composition's mark is the mean over the kinds of samples of the AUROC (image or 
 kind alone misleads, the mean over kinds ranks compositions nearly as test labels do.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,15 +61,10 @@ class Mark:
     pixel_by_kind: Mapping[str, float]
 
 
-def fold_numbers(count: int, folds: int, seed: int) -> np.ndarray:
-    """Assign each of `count` images to one of at most `folds` folds of nearly equal size; (count,) int64."""
-    order = np.random.default_rng(seed).permutation(count)
-    return order % min(folds, count)
-
-
 def held_out_paper(bank: FeatureBank) -> ExamPaper:
     """The exam of the held-out images, for densities fitted to the others."""
-    return _paper(bank, bank.prepared.held_out[bank.prepared.exam_source], np.zeros)
+    chosen = bank.prepared.held_out[bank.prepared.exam_source]
+    return _paper(bank, chosen, np.zeros(np.count_nonzero(chosen)))
 
 
 def cross_paper(
@@ -78,18 +73,20 @@ def cross_paper(
     """The exam of the images to learn from, each to be scored by densities of the other folds and of their copies."""
     prepared = bank.prepared
     chosen = ~prepared.held_out[prepared.exam_source]
-    paper = _paper(bank, chosen, lambda n: fold_numbers(n, folds, seed))
-    others = np.setdiff1d(prepared.fit_rows, prepared.exam_source)[: max(0, MOST_FITTED - int(chosen.sum()))]
+    sitting = prepared.exam_source[chosen]
+    paper = _paper(bank, chosen, prepared.folds_of(sitting, folds, seed))
+    like_them = np.isin(prepared.groups, prepared.groups[sitting])  # a fold must not learn its own near-duplicates
+    others = prepared.fit_rows[~like_them[prepared.fit_rows]][: max(0, MOST_FITTED - len(sitting))]
     if len(others):
         paper = replace(paper, more=bank.of(others))
     if copies:
-        rows = np.concatenate([prepared.exam_source[chosen], others])
+        rows = np.concatenate([sitting, others])
         paper = replace(paper, copies=bank.of_copies(rows, copies, copy_kind))
     return paper
 
 
-def _paper(bank: FeatureBank, chosen: np.ndarray, folds: Callable[[int], np.ndarray]) -> ExamPaper:
-    """Features and masks of the `chosen` (M,) bool of the images that can sit the exam."""
+def _paper(bank: FeatureBank, chosen: np.ndarray, folds: np.ndarray) -> ExamPaper:
+    """Features and masks of the `chosen` (M,) bool of the images that can sit the exam; folds: of those chosen."""
     rows, prepared = np.flatnonzero(chosen), bank.prepared
     return ExamPaper(
         good=bank.of(prepared.exam_source[rows]),
@@ -97,7 +94,7 @@ def _paper(bank: FeatureBank, chosen: np.ndarray, folds: Callable[[int], np.ndar
         masks={
             kind: np.asarray(masks[rows]) for kind, masks in zip(prepared.exam_kinds, prepared.exam_masks, strict=True)
         },
-        folds=folds(len(rows)),
+        folds=folds,
     )
 
 

@@ -81,7 +81,7 @@ class FeatureBank:
         pieces: list[Features] = []
         for piece in batches(rows, BATCH):
             images = as_tensor(np.ascontiguousarray(self.prepared.images[piece]))
-            keys = SampleKeys.of(self.prepared.seed, self.prepared.category, 0, piece)
+            keys = SampleKeys.of(self.prepared.seed, self.prepared.category, 0, self.prepared.keys[piece])
             made = self._shrunk(copies_of(images, keys, count, kind))  # (count · n, C, …)
             pieces.append({level: value.unflatten(0, (count, -1)).transpose(0, 1) for level, value in made.items()})
         return {level: torch.cat([piece[level] for piece in pieces]) for level in self.levels}

@@ -35,7 +35,8 @@ class SampleKeys:
     """Who each sample of a batch is: all that its random draws depend on.
 
     seed: of the run. category: name of the product. epoch, index: int64 (N,), the pass over the data and the sample
-    within it. Raises ValueError unless epoch and index are integers of one length.
+    within it: the key of the image that it is made of (`components.images.identity.keys_of`), so that other images and
+    their order do not matter. Raises ValueError unless epoch and index are integers of one length.
     """
 
     seed: int
@@ -55,12 +56,44 @@ class SampleKeys:
         indices = np.asarray(index, dtype=np.int64)
         return cls(seed, category, np.full(indices.shape, epoch, dtype=np.int64), indices)
 
+    @classmethod
+    def cycled(cls, seed: int, category: str, epoch: int, index: ArrayLike, count: int) -> "SampleKeys":
+        """Keys of `count` samples of the images `index` (N,) in turn, in pass after pass from `epoch` on."""
+        numbers, indices = np.arange(count), np.asarray(index, dtype=np.int64)
+        return cls(seed, category, epoch + numbers // len(indices), indices[numbers % len(indices)])
+
     def __len__(self) -> int:
         return len(self.index)
 
     def uniform(self, purpose: str, count: int) -> NDArray[np.float64]:
         """Draw float64 (N, count) in [0, 1); different purposes are independent."""
         return uniform(self.seed, (self.category, purpose), self.epoch, self.index, count)
+
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> "SampleKeys":
+        return SampleKeys(self.seed, self.category, self.epoch[rows], self.index[rows])
+
+    def choose(self, purpose: str, candidates: NDArray[np.int64]) -> NDArray[np.int64]:
+        """For each sample one of the images with the keys `candidates` (M,), another than its own: positions (N,).
+
+        Uniform over them, and stable: each candidate has a weight of its own for each sample and the highest wins, so
+        that one more candidate changes the choice of about one sample in M + 1, and one that goes only of those that
+        had chosen it (highest random weight: Thaler and Ravishankar, "Using name-based mappings to increase hit
+        rates", IEEE/ACM Transactions on Networking, 1998). The image itself where there is no other.
+        """
+        passes = _mix(_stream_key(self.seed, (self.category, purpose)) + _as_uint64(self.epoch))
+        state = _mix(passes + _as_uint64(self.index))  # (N,)
+        salt = _mix(_as_uint64(candidates) + _GOLDEN)  # (M,)
+        chosen = np.empty(len(self), np.int64)
+        for row, own in enumerate(state):  # not all at once: there may be many candidates
+            weights = _mix(own + salt)
+            weights[candidates == self.index[row]] = 0
+            chosen[row] = weights.argmax()
+        return chosen
+
+
+def random_order(seed: int, stream: Sequence[str], epoch: int, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A permutation (N,) of images that are given by their keys (N,): one more goes in between, the others stay."""
+    return np.lexsort((keys, uniform(seed, stream, epoch, keys, 1)[:, 0]))
 
 
 def pick(draws: NDArray[np.float64], low: ArrayLike, high: ArrayLike) -> NDArray[np.int64]:

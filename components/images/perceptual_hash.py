@@ -85,10 +85,23 @@ class HashIndex:
         close = self._close(own)
         if not close.size:
             return None
-        known = np.ascontiguousarray(self._words[:, close].T).view(np.uint8)  # (C, 288)
-        distances = _shares(known[:, None] ^ moved_hashes(grey())[None]).min(axis=1)  # (C, 9, 288) -> (C,)
+        distances = self._distances(close, grey())
         best = int(distances.argmin())
         return self.names[close[best]], float(distances[best])
+
+    def within(self, most: float, own: np.ndarray, grey: Callable[[], np.ndarray], among: np.ndarray) -> np.ndarray:
+        """Places (M,) of the known images whose distance is at most `most`.
+
+        own, grey: as of `nearest`. among: (N,) bool, in the order of adding: which of them are asked for.
+        """
+        close = self._close(own)
+        close = close[among[close]]
+        return close[self._distances(close, grey()) <= most] if close.size else close
+
+    def _distances(self, places: np.ndarray, grey: np.ndarray) -> np.ndarray:
+        """Distances (C,) of known images from one, by its `small_grey`."""
+        known = np.ascontiguousarray(self._words[:, places].T).view(np.uint8)  # (C, 288)
+        return _shares(known[:, None] ^ moved_hashes(grey)[None]).min(axis=1)  # (C, 9, 288) -> (C,)
 
     def _close(self, own: np.ndarray) -> np.ndarray:
         """Places of the known images that may show the same as one with this hash: (C,) int64."""

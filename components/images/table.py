@@ -15,6 +15,7 @@ from components.foundation.files import digest_of, sha256_file
 from components.foundation.limits import ImageLimits
 from components.images.dataset import Category, ImageRecord
 from components.images.decode import read_image, read_mask_with_header, read_with_header
+from components.images.identity import near_duplicates
 from components.images.layout import image_files
 from components.images.mask_pairs import mask_roots
 from components.images.measures import MEASURES, grey_levels, hash_of, image_facts, size_words
@@ -49,6 +50,8 @@ def image_table(category: Category, limits: ImageLimits, threads: int = 1, near_
         leaked_from: for a test image, the first training image with the same pixels.
         near_leak: for any other test image, the training image that it looks like: of whose perceptual hash at most
             the share `near_distance` differs.
+        group: for a training image that has near-duplicates among them, the smallest digest of these and its own.
+            near_duplicate_of: the first of them, if it is another one and does not show the same pixels.
         labelled_as: for a test image, the kind of another test image with the same pixels that has another kind.
         mask_folder: where this defect kind's masks are, if it has any. mask: name of this image's first one.
         mask_count: how many it has.
@@ -70,7 +73,7 @@ def image_table(category: Category, limits: ImageLimits, threads: int = 1, near_
             pieces.append(pd.DataFrame(rows, columns=[*_TEXT, *_NUMBERS]).astype(_DTYPES))
     table = _with_duplicates(pd.concat(pieces, ignore_index=True))
     table["near_leak"] = _near_leaks(table, hashes, category, limits, near_distance)
-    return table
+    return _with_groups(table, hashes, category, limits, near_distance)
 
 
 def data_digest(category: Category, table: pd.DataFrame) -> str:
@@ -81,9 +84,14 @@ def data_digest(category: Category, table: pd.DataFrame) -> str:
 
 
 def learned_images(table: pd.DataFrame) -> dict[str, Any]:
-    """What is learned from: `images`, the SHA-256 of each training image by name, and `data_digest` of them all."""
-    images = table.loc[table["split"] == "train", ["name", "sha256"]].values.tolist()
-    return {"images": dict(images), "data_digest": digest_of(sorted(images))}
+    """What is learned from: `images`, the SHA-256 of each training image by name, and what does not depend on names.
+
+    That is `data_digest`, of the images that are there, and `near_duplicates`, the digests of images that look alike.
+    """
+    learned = table[table["split"] == "train"]
+    images = dict(learned[["name", "sha256"]].values.tolist())
+    alike = [sorted(set(own)) for _, own in learned.dropna(subset="group").groupby("group")["sha256"]]
+    return {"images": images, "data_digest": digest_of(sorted(set(images.values()))), "near_duplicates": alike}
 
 
 def good_values(table: pd.DataFrame, measure: str, split: str) -> np.ndarray:
@@ -206,6 +214,23 @@ def _near_leaks(
         nearest = index.nearest(hashes[place], grey)
         found[place] = nearest[0] if nearest and nearest[1] <= distance else None
     return found
+
+
+def _with_groups(
+    table: pd.DataFrame, hashes: Sequence[np.ndarray | None], category: Category, limits: ImageLimits, distance: float
+) -> pd.DataFrame:
+    """Fill `group` and `near_duplicate_of`; few images are read again, as few are near by their own hash alone."""
+    learned = table[(table["split"] == "train") & table["pixels"].notna()].drop_duplicates("sha256")
+    places = dict(zip(learned["sha256"], learned.index.tolist(), strict=True))
+    own = {digest: found for digest, place in places.items() if (found := hashes[place]) is not None}
+    groups = near_duplicates(own, lambda digest: _small_grey(category.records[places[digest]].path, limits), distance)
+    group = {digest: alike[0] for alike in groups for digest in alike}
+    is_train = table["split"] == "train"
+    table["group"] = table["sha256"].map(group).astype(object).where(is_train, None)
+    first = table.loc[table["group"].notna(), ["group", "name"]].drop_duplicates("group").set_index("group")["name"]
+    named = table["group"].map(first).astype(object)
+    table["near_duplicate_of"] = named.where((named != table["name"]) & table["duplicate_of"].isna(), None)
+    return table
 
 
 def _small_grey(path: Path, limits: ImageLimits) -> np.ndarray:

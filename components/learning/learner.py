@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from components.foundation.draws import SampleKeys
+from components.foundation.draws import SampleKeys, random_order
 from components.foundation.errors import UserError
 from components.foundation.params import TrainingParams
 from components.foundation.runtime import has_bf16
@@ -57,8 +57,10 @@ class Progress:
 class Learner:
     """Trains one encoder on one category for one task, with checkpoints.
 
-    images: uint8 (N, S, S, 3), may be mapped from disk. rows: the images to learn from. examiner: marks an encoder by
-    the synthetic exam; the weights with the best mark are kept, those before training among them.
+    images: uint8 (N, S, S, 3), may be mapped from disk. rows: the images to learn from. keys: int64 (N,) who
+    each image is (`components.images.identity.keys_of`), on which the order and all draws depend.
+    examiner: marks an encoder by the synthetic exam; the weights with the best mark are kept, those before training
+    among them.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Learner:
         task: Lesson,
         images: np.ndarray,
         rows: np.ndarray,
+        keys: np.ndarray,
         params: TrainingParams,
         *,
         seed: int,
@@ -76,7 +79,8 @@ class Learner:
     ) -> None:
         self.device = choose_device(params.device)
         self.encoder = encoder.to(self.device)
-        self.task, self.images, self.rows, self.params = task, images, rows, params
+        self.task, self.images, self.params = task, images, params
+        self.rows, self.keys = rows, keys
         self.seed, self.category = seed, category
         self.examiner, self.checkpoint = examiner, checkpoint
         self.head = self.make_head().to(self.device)
@@ -119,8 +123,9 @@ class Learner:
         """The uint8 images (B·k, 3, S, S) and labels (B·k,) of one step."""
         numbers = np.arange(step * self.params.batch, (step + 1) * self.params.batch)
         epochs, places = numbers // len(self.rows), numbers % len(self.rows)
-        rows = np.array([self._order(int(epoch))[place] for epoch, place in zip(epochs, places, strict=True)])
-        keys = SampleKeys(self.seed, self.category, epochs, rows)
+        orders = {epoch: self._order(epoch) for epoch in np.unique(epochs).tolist()}
+        rows = np.array([orders[epoch][place] for epoch, place in zip(epochs.tolist(), places, strict=True)])
+        keys = SampleKeys(self.seed, self.category, epochs, self.keys[rows])
         return self.task.batch(as_tensor(np.ascontiguousarray(self.images[rows])), keys)
 
     def loss(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, float]:
@@ -139,7 +144,7 @@ class Learner:
         return self.examiner(self.encoder)
 
     def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+        return self.rows[random_order(self.seed, ("order",), epoch, self.keys[self.rows])]
 
     def _take_step(self, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> dict[str, float]:
         rate = self._rate(self.progress.step)

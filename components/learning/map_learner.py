@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from components.foundation.draws import SampleKeys, pick
+from components.foundation.draws import SampleKeys
 from components.foundation.params import NetworkParams, TrainingParams, ViewParams
 from components.images.tensors import as_tensor
 from components.learning.backbone import Encoder
@@ -33,17 +33,19 @@ class MapTask:
     Attributes:
         images: uint8 (N, S, S, 3), may be mapped from disk.
         rows: of the images to learn from; the patches of each come from another of them.
+        keys: int64 (N,) who each of the images is (`components.images.identity.keys_of`).
         params: of the generator. view: what is seen of target and source, before anything is blended, as in the paper.
     """
 
     images: np.ndarray
     rows: np.ndarray
+    keys: np.ndarray
     params: NsaParams
     view: ViewParams
     classes: int = 1
 
     def batch(self, images: Tensor, keys: SampleKeys) -> tuple[Tensor, Tensor]:
-        """Samples uint8 (B, 3, c, c) made from good images (B, 3, S, S), whose rows the keys name; labels (B, c, c).
+        """Samples uint8 (B, 3, c, c) made from good images (B, 3, S, S) that `keys` name; labels (B, c, c).
 
         Labels are float32 in 0…1; continuous ones are differences in units of FULL_SCALE · x0, at most 1, so that the
         sigmoid's range is used whatever the category's contrast.
@@ -52,7 +54,7 @@ class MapTask:
         sources = draw_views(self.images[self.source_rows(keys)], keys, self.view, "source view")
         made = [
             nsa_sample(prepare(target, self.params), prepare(source, self.params), key, self.params)
-            for target, source, key in zip(targets, sources, _each(keys), strict=True)
+            for target, source, key in zip(targets, sources, (keys[i : i + 1] for i in range(len(keys))), strict=True)
         ]
         labels = torch.from_numpy(np.stack([sample.label for sample in made]))
         if self.params.label == "continuous":
@@ -60,11 +62,8 @@ class MapTask:
         return as_tensor(np.stack([sample.image for sample in made])), labels
 
     def source_rows(self, keys: SampleKeys) -> np.ndarray:
-        """Another row to learn from for each key, uniform over all others; the same where there is only one."""
-        count = len(self.rows)
-        places = np.searchsorted(self.rows, keys.index)  # rows are ascending
-        shifts = pick(keys.uniform("nsa source", 1)[:, 0], 1, max(count - 1, 1))
-        return self.rows[(places + shifts) % count]
+        """Another row to learn from for each key, as `SampleKeys.choose` does; the same where there is only one."""
+        return self.rows[keys.choose("nsa source", self.keys[self.rows])]
 
 
 class MapLearner(Learner):
@@ -98,6 +97,7 @@ class MapLearner(Learner):
             task,
             task.images,
             task.rows,
+            task.keys,
             schedule,
             seed=seed,
             category=category,
@@ -143,10 +143,3 @@ def map_loss(logits: Tensor, labels: Tensor, label: str) -> Tensor:
     if label == "continuous":
         return functional.mse_loss(torch.sigmoid(logits), labels)
     return functional.binary_cross_entropy_with_logits(logits, labels)
-
-
-def _each(keys: SampleKeys) -> list[SampleKeys]:
-    """The key of each sample alone."""
-    return [
-        SampleKeys(keys.seed, keys.category, keys.epoch[i : i + 1], keys.index[i : i + 1]) for i in range(len(keys))
-    ]

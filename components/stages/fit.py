@@ -13,7 +13,7 @@ from components.detection.capsule import Capsule, save_capsule
 from components.detection.choice import Choice, choose, make_banks, say_if_training_did_not_help, selection_summary
 from components.detection.conformal import guarantee, split_conformal_threshold
 from components.detection.detector import BATCH, Composition, Detector, Part, activation, arrange, image_scores
-from components.detection.exam import fold_numbers, fold_scorers
+from components.detection.exam import fold_scorers
 from components.detection.feature_bank import few_images
 from components.detection.fitting import Banks, fit_scorers, learned
 from components.detection.network_fit import Baseline, Served, open_network, with_network
@@ -157,7 +157,7 @@ def fit_to_all(
 ) -> tuple[dict[Composition, Scorer], dict[Composition, np.ndarray]]:
     """Scorers that have learned all good images, and cross-fitted distances (n,) or (n, L) of the held-out ones."""
     rows = np.concatenate([prepared.fit_rows, prepared.held_out_rows])
-    held_out = fold_numbers(len(prepared.held_out_rows), folds, prepared.seed)
+    held_out = prepared.folds_of(prepared.held_out_rows, folds, prepared.seed)
     numbers = np.concatenate([np.full(len(prepared.fit_rows), -1), held_out])
     scorers, distances = {}, {}
     for widest, alike in nested(compositions).items():
@@ -261,6 +261,7 @@ def make_capsule(served: Served, choice: Choice, prepared: Prepared, params: Par
         },
         provenance=making(params, READS, prepared.data_digest),  # no other key, or its bytes would grow stale
         bits=prepared.bits,
+        roles=prepared.roles,
     )
 
 

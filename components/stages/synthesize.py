@@ -1,22 +1,24 @@
 """Stage synthesize: bring the good images to the network's size, hold some out, and write the synthetic exam."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from components.evaluation.figures import contact_sheet
-from components.foundation.draws import SampleKeys
+from components.foundation.draws import SampleKeys, uniform
 from components.foundation.errors import UserError
-from components.foundation.files import new_directory, read_json, write_json
-from components.foundation.making import write_making
+from components.foundation.files import new_directory, read_json, sha256_file, write_json
+from components.foundation.making import REMEDY, write_making
 from components.foundation.params import Params
 from components.foundation.places import Places
-from components.images.dataset import ImageRecord, list_category
+from components.images.dataset import list_category
 from components.images.decode import read_image, resize_image
+from components.images.identity import Roles, keys_of
 from components.images.tensors import as_tensor
 from components.stages.command import run_stage
 from components.synthesis import cutpaste
@@ -24,7 +26,7 @@ from components.synthesis.exam_kinds import KINDS, contrast_unit, kind_makers, s
 from components.synthesis.nsa import NoPatchError, nsa_batch, prepare
 from components.synthesis.nsa_derive import sample_statistics, sample_warnings
 from components.synthesis.nsa_params import NsaParams
-from components.synthesis.nsa_settings import FILE, nsa_params_of, spread
+from components.synthesis.nsa_settings import FILE, MOST_IMAGES, nsa_params_of
 from components.synthesis.pool import fill_pool
 from components.synthesis.prepared import new_array, write_index
 from components.synthesis.tasks import patch_params, scar_params
@@ -46,69 +48,74 @@ DEAR = 1 << 25  # pixels, as many as 512 samples of 256 × 256: from here on wor
 def main(category: str, params: Params) -> None:
     """Write the prepared category: images, roles, the exam's samples with their masks, and a contact sheet."""
     places = Places(category)
-    records = list_category(Path(params.data.root) / category).train
     learned = read_json(places.validation / "learned.json")
-    held_out = choose_held_out(len(records), params.synthesis.held_out, params.seed)
-    source = choose_exam(held_out, params.synthesis.exam_images, params.seed)
+    paths = good_images(category, params, learned)
+    roles = Roles.of(list(paths), learned["near_duplicates"], params.seed, params.synthesis.held_out)
+    source = choose_exam(roles, params.synthesis.exam_images)
     with new_directory(places.prepared) as folder:
-        images = write_images(folder, records, params, learned["bits"])
-        nsa = write_nsa(folder, images, np.flatnonzero(~held_out), category, params)
-        write_exam(folder, images, source, category, params, nsa)
+        images = write_images(folder, list(paths.values()), params, learned["bits"])
+        nsa = write_nsa(folder, images, roles, category, params)
+        write_exam(folder, images, source, roles.keys, category, params, nsa)
         draw_sheet(folder, images, source)
         write_index(
             folder,
             category=category,
             seed=params.seed,
             data_digest=learned["data_digest"],
-            names=[record.name for record in records],
-            held_out=held_out,
+            roles=roles,
             exam_source=source,
             exam_kinds=list(EXAM_KINDS),
-            exam_strengths=strengths_of(exam_keys(np.arange(len(source)), category, params)).tolist(),
+            exam_strengths=strengths_of(exam_keys(roles.keys[source], category, params)).tolist(),
             bits=learned["bits"],
         )
         write_making(folder, params, MAKING, learned["data_digest"])
 
 
-def choose_held_out(count: int, share: float, seed: int) -> np.ndarray:
-    """Which of `count` good images are never learned from: (count,) bool, a seeded `share` of them.
+def good_images(category: str, params: Params, learned: Mapping[str, Any]) -> dict[str, Path]:
+    """The files of the good images by digest, ascending; of files with the same bytes the first.
 
-    At least one image is held out and two are left; raises UserError where that cannot be.
+    learned: what validation wrote of them; UserError where these are others.
     """
-    if count < 3:
-        images = "1 good image is" if count == 1 else f"{count} good images are"
-        raise UserError(f"{images} too few to learn from and to hold one out: at least 3 are needed.")
-    number = min(max(1, round(share * count)), count - 2)
-    chosen = np.random.default_rng([seed, 1]).permutation(count)[:number]
-    return np.isin(np.arange(count), chosen)
+    records = list_category(Path(params.data.root) / category).train
+    paths: dict[str, Path] = {}
+    for record in records:
+        paths.setdefault(sha256_file(record.path), record.path)
+    if paths.keys() != set(learned["images"].values()):
+        raise UserError(f"The training images of {category} are not those that were validated last: {REMEDY}.")
+    return {digest: paths[digest] for digest in sorted(paths)}
 
 
-def choose_exam(held_out: np.ndarray, limit: int, seed: int) -> np.ndarray:
-    """Indices (M,), ascending, of at most `limit` images for the exam; where there are more, a third is held out."""
-    order = np.random.default_rng([seed, 2]).permutation(len(held_out))
-    unseen, seen = order[held_out[order]], order[~held_out[order]]
+def choose_exam(roles: Roles, limit: int) -> np.ndarray:
+    """Indices (M,), ascending, of at most `limit` images for the exam; where there are more, a third is held out.
+
+    Near-duplicates come one after the other in the random order by which they are chosen.
+    """
+    draws = uniform(roles.seed, ("exam",), 0, keys_of(roles.groups), 1)[:, 0]
+    order = np.lexsort((roles.keys, draws))
+    unseen, seen = order[roles.is_held_out[order]], order[~roles.is_held_out[order]]
     if len(order) > limit:
         unseen = unseen[: max(1, limit // 3)]
         seen = seen[: limit - len(unseen)]
     return np.sort(np.concatenate([unseen, seen]))
 
 
-def write_images(folder: Path, records: list[ImageRecord], params: Params, bits: int = 16) -> np.ndarray:
+def write_images(folder: Path, paths: Sequence[Path], params: Params, bits: int = 16) -> np.ndarray:
     """Write images.npy, uint8 (N, S, S, 3), one image in memory at a time; returns it, mapped."""
     size, limits = params.image.side, params.limits.image_limits().at_depth(bits)
-    images = new_array(folder / "images.npy", (len(records), size, size, 3), "uint8")
-    for row, record in enumerate(records):
-        images[row] = resize_image(read_image(record.path, limits), size)
+    images = new_array(folder / "images.npy", (len(paths), size, size, 3), "uint8")
+    for row, path in enumerate(paths):
+        images[row] = resize_image(read_image(path, limits), size)
     return images
 
 
-def write_nsa(folder: Path, images: np.ndarray, rows: np.ndarray, category: str, params: Params) -> NsaParams | None:
-    """Settle how the category's natural synthetic anomalies are made, from the images `rows`, and show 64 of them.
+def write_nsa(folder: Path, images: np.ndarray, roles: Roles, category: str, params: Params) -> NsaParams | None:
+    """Settle how the category's natural synthetic anomalies are made, from images to learn from, and show 64 of them.
 
     Writes nsa.json (the settings, where each came from, what the samples measure, warnings) and nsa_sheet.png. Where no
     patch fits in the images, says so, writes no sheet and returns None; UserError where the paper has no such category.
     """
-    good = [np.ascontiguousarray(images[row]) for row in spread(rows)]
+    rows = np.flatnonzero(~roles.is_held_out)[:MOST_IMAGES]  # the first by digest: as good as random, and they stay
+    good = [np.ascontiguousarray(images[row]) for row in rows]
     try:
         chosen, report = nsa_params_of(params.nsa, good, category, params.seed)
         pictures = [prepare(image, chosen) for image in good]
@@ -116,8 +123,8 @@ def write_nsa(folder: Path, images: np.ndarray, rows: np.ndarray, category: str,
         print(f"{category}: {error}", file=sys.stderr)
         write_json(folder / FILE, {"params": None, "warnings": [str(error)]})
         return None
-    keys = SampleKeys.of(params.seed, category, SHEET_EPOCH, np.arange(SHEET_SAMPLES))
-    samples = nsa_batch(pictures, keys, chosen)
+    keys = SampleKeys.cycled(params.seed, category, SHEET_EPOCH, roles.keys[rows], SHEET_SAMPLES)
+    samples = nsa_batch(pictures, roles.keys[rows], keys, chosen)
     warnings = sample_warnings(pictures, samples, category)
     for warning in warnings:
         print(warning, file=sys.stderr)
@@ -135,14 +142,20 @@ def write_nsa(folder: Path, images: np.ndarray, rows: np.ndarray, category: str,
 
 
 def write_exam(
-    folder: Path, images: np.ndarray, source: np.ndarray, category: str, params: Params, nsa: NsaParams | None
+    folder: Path,
+    images: np.ndarray,
+    source: np.ndarray,
+    keys: np.ndarray,
+    category: str,
+    params: Params,
+    nsa: NsaParams | None,
 ) -> None:
     """Write exam_images.npy, uint8 (K, M, S, S, 3), and exam_masks.npy, bool (K, M, S, S)."""
     good = np.ascontiguousarray(images[source])  # (M, S, S, 3); M is bounded by synthesis.exam_images
     samples = new_array(folder / "exam_images.npy", (len(EXAM_KINDS), *good.shape), "uint8")
     masks = new_array(folder / "exam_masks.npy", (len(EXAM_KINDS), *good.shape[:3]), "bool")
     workers = params.threads if good[..., 0].size >= DEAR else 0
-    makers = exam_makers(good, category, params, nsa)
+    makers = exam_makers(good, keys[source], category, params, nsa)
     for row, kind in enumerate(EXAM_KINDS):
         fill_pool((samples[row], masks[row]), makers[kind], workers=workers)
 
@@ -159,14 +172,17 @@ def draw_sheet(folder: Path, images: np.ndarray, source: np.ndarray) -> None:
     contact_sheet(tiles, captions, folder / "contact_sheet.png", columns=count)
 
 
-def exam_keys(numbers: np.ndarray, category: str, params: Params) -> SampleKeys:
-    """Who the exam's samples from its images of these numbers (B,) are."""
-    return SampleKeys.of(params.seed, category, EXAM_EPOCH, numbers)
+def exam_keys(image_keys: np.ndarray, category: str, params: Params) -> SampleKeys:
+    """Who the exam's samples from the images with these keys (B,) are."""
+    return SampleKeys.of(params.seed, category, EXAM_EPOCH, image_keys)
 
 
-def exam_makers(good: np.ndarray, category: str, params: Params, nsa: NsaParams | None) -> dict[str, SampleMaker]:
+def exam_makers(
+    good: np.ndarray, own_keys: np.ndarray, category: str, params: Params, nsa: NsaParams | None
+) -> dict[str, SampleMaker]:
     """For each kind of sample, what makes it from the good images (M, S, S, 3) uint8 of these numbers.
 
+    own_keys: int64 (M,) who they are: a sample depends on its image, and on that which a patch or part comes from.
     Without settings of NSA its samples are the good images themselves, with empty masks.
     """
     pictures = [prepare(image, nsa) for image in good] if nsa else []
@@ -175,8 +191,8 @@ def exam_makers(good: np.ndarray, category: str, params: Params, nsa: NsaParams 
     # small boxes of the image's mean colour are seen on a texture too, where a pasted piece of itself is not
     cutout = cutpaste.CutoutParams(area=CUTOUT_AREA)
 
-    def keys_of(numbers: np.ndarray) -> SampleKeys:
-        return exam_keys(numbers, category, params)
+    def sample_keys(numbers: np.ndarray) -> SampleKeys:
+        return exam_keys(own_keys[numbers], category, params)
 
     def images_of(numbers: np.ndarray) -> Tensor:
         return as_tensor(good[numbers])
@@ -184,15 +200,15 @@ def exam_makers(good: np.ndarray, category: str, params: Params, nsa: NsaParams 
     def natural(numbers: np.ndarray) -> Samples:
         if nsa is None:
             return good[numbers], np.zeros((len(numbers), *good.shape[1:3]), bool)
-        made = nsa_batch(pictures, keys_of(numbers), nsa)
+        made = nsa_batch(pictures, own_keys, sample_keys(numbers), nsa)
         return np.stack([sample.image for sample in made]), np.stack([sample.mask for sample in made])
 
     return {
-        "cutpaste": lambda numbers: _as_arrays(cutpaste.cutpaste(images_of(numbers), keys_of(numbers), patch)),
-        "scar": lambda numbers: _as_arrays(cutpaste.scar(images_of(numbers), keys_of(numbers), scar)),
+        "cutpaste": lambda numbers: _as_arrays(cutpaste.cutpaste(images_of(numbers), sample_keys(numbers), patch)),
+        "scar": lambda numbers: _as_arrays(cutpaste.scar(images_of(numbers), sample_keys(numbers), scar)),
         "nsa": natural,
-        "cutout": lambda numbers: _as_arrays(cutpaste.cutout(images_of(numbers), keys_of(numbers), cutout)),
-        **kind_makers(good, objects, keys_of, contrast_unit(good[:UNIT_IMAGES])),
+        "cutout": lambda numbers: _as_arrays(cutpaste.cutout(images_of(numbers), sample_keys(numbers), cutout)),
+        **kind_makers(good, objects, sample_keys, contrast_unit(good[:UNIT_IMAGES])),
     }
 
 

@@ -110,6 +110,7 @@ def train(encoder: Encoder, prepared: Prepared, params: Params, seed: int, check
         task,
         prepared.images,
         prepared.fit_rows,
+        prepared.keys,
         schedule,
         seed=seed,
         category=prepared.category,
@@ -188,7 +189,7 @@ def network_learner(prepared: Prepared, params: Params, checkpoint: Path) -> Map
 
     return MapLearner(
         build_encoder(params.backbone, params.seed),
-        MapTask(prepared.images, prepared.fit_rows, settings, view),
+        MapTask(prepared.images, prepared.fit_rows, prepared.keys, settings, view),
         params.network,
         schedule,
         seed=params.seed,

@@ -224,7 +224,7 @@ def failure_sentence(report: dict[str, Any], page: Path) -> str:
 def category_suite(table: pd.DataFrame, limits: ValidationParams, bits: int = 16) -> Suite:
     """What is expected of a category's images: whole, enough, each there once, all taken alike."""
     whole = [*readable_rules(limits), *fidelity_rules(bits)]
-    return [*whole, repetition_rule(), *uniformity_rules(table), *range_rules(table, limits)]
+    return [*whole, *repetition_rules(), *uniformity_rules(table), *range_rules(table, limits)]
 
 
 def evaluation_suite(table: pd.DataFrame, limits: ValidationParams) -> Suite:
@@ -307,21 +307,34 @@ def fidelity_rules(bits: int) -> Suite:
     ]
 
 
-def repetition_rule() -> tuple[Rule, "Expectation"]:
+def repetition_rules() -> Suite:
     """What is learned is there once."""
     from great_expectations import expectations as gxe
 
-    return (
-        Rule(
-            "no_duplicate",
-            "warning",
-            "No training image is there twice",
-            "{name} shows the same pixels as {duplicate_of}",
-            "remove one of the two",
-            other="duplicate_of",
+    return [
+        (
+            Rule(
+                "no_duplicate",
+                "warning",
+                "No training image is there twice",
+                "{name} shows the same pixels as {duplicate_of}",
+                "remove one of the two",
+                other="duplicate_of",
+            ),
+            gxe.ExpectColumnValuesToBeNull(column="duplicate_of", row_condition=_readable("train")),
         ),
-        gxe.ExpectColumnValuesToBeNull(column="duplicate_of", row_condition=_readable("train")),
-    )
+        (
+            Rule(
+                "no_near_duplicate",
+                "warning",
+                "No training image looks like another one",
+                "{name} looks like {near_duplicate_of}",
+                "if they show the same part, keep one of them: all are held out or learned together, and count as one",
+                other="near_duplicate_of",
+            ),
+            gxe.ExpectColumnValuesToBeNull(column="near_duplicate_of", row_condition=_readable("train")),
+        ),
+    ]
 
 
 def leak_rules() -> Suite:

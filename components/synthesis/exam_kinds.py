@@ -64,11 +64,12 @@ Kind = Callable[[Scene, np.random.Generator, float], Sample]
 def contrast_unit(images: Bytes) -> float:
     """Grey levels by which good images uint8 (N, S, S, 3) differ at a place, once their finest grain is smoothed away.
 
-    The root mean square over places of the standard deviation over images, within UNIT_RANGE.
+    The root mean square over places of the standard deviation over images, within UNIT_RANGE; in whole grey levels, so
+    that a few images more or less rarely change it, and with it the samples of all others.
     """
     grey = images.astype(np.float32) @ GREY.astype(np.float32)  # (N, S, S)
     smooth = ndimage.gaussian_filter(grey, (0, grey.shape[1] / 128, grey.shape[1] / 128))
-    return float(np.clip(np.sqrt(smooth.var(axis=0).mean()), *UNIT_RANGE))
+    return float(np.clip(round(float(np.sqrt(smooth.var(axis=0).mean()))), *UNIT_RANGE))
 
 
 def strengths_of(keys: SampleKeys) -> NDArray[np.float64]:
@@ -82,17 +83,19 @@ def kind_makers(
     """For each kind, what makes samples uint8 (B, S, S, 3) and masks bool (B, S, S) from images of these numbers (B,).
 
     good: uint8 (M, S, S, 3). objects: (S, S) bool for each, where a defect may have its middle; None for anywhere.
-    keys_of: the keys of the samples from these images. unit: see `contrast_unit`.
+    keys_of: the keys of the samples from these images, each with its image's. unit: see `contrast_unit`.
     """
+
+    own = keys_of(np.arange(len(good))).index
 
     def maker(kind: str) -> Callable[[NDArray[np.int64]], tuple[Bytes, Mask]]:
         def make(numbers: NDArray[np.int64]) -> tuple[Bytes, Mask]:
             keys = keys_of(numbers)
-            draws = keys.uniform(f"exam {kind}", 2)
-            others = (numbers + pick(draws[:, 1], 1, max(1, len(good) - 1))) % len(good)
+            draws = keys.uniform(f"exam {kind}", 1)[:, 0]
+            others = keys.choose(f"exam {kind} other", own)
             made = [
                 make_sample(kind, scene_of(number, other), np.random.default_rng(int(draw * 2**53)), strength)
-                for number, other, draw, strength in zip(numbers, others, draws[:, 0], strengths_of(keys), strict=True)
+                for number, other, draw, strength in zip(numbers, others, draws, strengths_of(keys), strict=True)
             ]
             return np.stack([image for image, _ in made]), np.stack([mask for _, mask in made])
 

@@ -117,23 +117,22 @@ def nsa_sample(target: NsaImage, source: NsaImage, keys: SampleKeys, params: Nsa
     return work.finish()
 
 
-def nsa_batch(images: Sequence[NsaImage], keys: SampleKeys, params: NsaParams) -> list[NsaSample]:
-    """One sample per key: its target is images[index mod count], its source any other image (the same if alone).
+def nsa_batch(
+    images: Sequence[NsaImage], image_keys: NDArray[np.int64], keys: SampleKeys, params: NsaParams
+) -> list[NsaSample]:
+    """One sample for each of `keys`: into the image that it names, from another one (the same if alone).
 
-    A sample does not depend on the others of the batch. Raises UserError if there is no image.
+    image_keys: (N,) who each of the images is. A sample does not depend on the others of the batch, and on other images
+    only where one of them is its source (`SampleKeys.choose`). Raises UserError if there is no image.
     """
     if not images:
         raise UserError(f"{keys.category} has no good image to make synthetic anomalies from: add some.")
-    shifts = keys.uniform("nsa source", 1)[:, 0]
-    samples = []
-    for position, (index, shift) in enumerate(zip(keys.index.tolist(), shifts.tolist(), strict=True)):
-        target = index % len(images)
-        source = (target + 1 + int(shift * (len(images) - 1))) % len(images)
-        one = SampleKeys(
-            keys.seed, keys.category, keys.epoch[position : position + 1], keys.index[position : position + 1]
-        )
-        samples.append(nsa_sample(images[target], images[source], one, params))
-    return samples
+    places = {key: place for place, key in enumerate(image_keys.tolist())}
+    sources = keys.choose("nsa source", image_keys).tolist()
+    return [
+        nsa_sample(images[places[key]], images[source], keys[row : row + 1], params)
+        for row, (key, source) in enumerate(zip(keys.index.tolist(), sources, strict=True))
+    ]
 
 
 @dataclass

@@ -226,7 +226,8 @@ def _shape_params(statistics: NsaStatistics, side: int) -> NsaParams:
 
 
 def _differences(pictures: list[NsaImage], category: str, seed: int, params: NsaParams) -> NDArray[np.float32]:
-    samples = nsa_batch(pictures, SampleKeys.of(seed, f"{category} trial", 0, np.arange(_SAMPLES)), params)
+    own = np.arange(len(pictures))
+    samples = nsa_batch(pictures, own, SampleKeys.cycled(seed, f"{category} trial", 0, own, _SAMPLES), params)
     return np.concatenate([sample.label[sample.mask] for sample in samples])
 
 

@@ -1,20 +1,23 @@
 """The prepared category: what `synthesize` writes and `train` and `fit` read; arrays are mapped, not loaded.
 
-`images.npy` holds the good images, `exam_images.npy` and `exam_masks.npy` the synthetic samples of the exam,
-`prepared.json` says what each row is.
+`images.npy` holds the good images in the order of their digests, `exam_images.npy` and `exam_masks.npy` the synthetic
+samples of the exam; `roles.json` says who each image is and what it is for (`components.images.identity`),
+`prepared.json` the rest. No name of a file is in it, so that renamed files give the same bytes.
 """
 
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.lib.format import open_memmap
 
 from components.foundation.files import read_json, write_json
+from components.images.identity import Roles, fold_numbers
 
-FIT, HELD_OUT = "fit", "held-out"
+ROLES = "roles.json"
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,7 @@ class Prepared:
         category: name.
         seed: of the run, from which everything random in this preparation came.
         data_digest: identity of the raw good images, from validation.
-        names: (N,) paths inside the category.
-        held_out: (N,) bool; held-out images serve the exam and the threshold and are never learned from.
+        roles: of the N images, in the order of their digests; held-out ones serve the exam and the threshold.
         images: (N, S, S, 3) uint8.
         exam_source: (M,) indices into `images`: the good images which sit the exam.
         exam_kinds: names of the kinds of synthetic samples, K of them.
@@ -40,8 +42,7 @@ class Prepared:
     category: str
     seed: int
     data_digest: str
-    names: tuple[str, ...]
-    held_out: np.ndarray
+    roles: Roles
     images: np.ndarray
     exam_source: np.ndarray
     exam_kinds: tuple[str, ...]
@@ -49,6 +50,25 @@ class Prepared:
     exam_masks: np.ndarray
     bits: int = 16
     exam_strengths: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+    @property
+    def held_out(self) -> np.ndarray:
+        """(N,) bool: images which are never learned from."""
+        return self.roles.is_held_out
+
+    @property
+    def keys(self) -> np.ndarray:
+        """(N,) int64: as what each image takes part in random draws."""
+        return self.roles.keys
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        """(N,) str: equal for near-duplicates."""
+        return np.array(self.roles.groups)
+
+    def folds_of(self, rows: np.ndarray, folds: int, seed: int) -> np.ndarray:
+        """The fold (n,) of each of the images `rows` (n,), see `identity.fold_numbers`."""
+        return fold_numbers([self.roles.digests[row] for row in rows], self.groups[rows].tolist(), folds, seed)
 
     @property
     def fit_rows(self) -> np.ndarray:
@@ -75,27 +95,24 @@ def write_index(
     category: str,
     seed: int,
     data_digest: str,
-    names: Sequence[str],
-    held_out: np.ndarray,
+    roles: Roles,
     exam_source: np.ndarray,
     exam_kinds: Sequence[str],
     exam_strengths: Sequence[float] = (),
     bits: int = 16,
 ) -> None:
-    """Write `prepared.json` beside the arrays."""
+    """Write `prepared.json` and `roles.json` beside the arrays."""
     index = {
         "category": category,
         "seed": seed,
         "data_digest": data_digest,
-        "images": [
-            {"name": name, "role": HELD_OUT if held else FIT} for name, held in zip(names, held_out, strict=True)
-        ],
         "exam_source": exam_source.tolist(),
         "exam_kinds": list(exam_kinds),
         "exam_strengths": list(exam_strengths),
         "bits": bits,
     }
     write_json(folder / "prepared.json", index)
+    write_json(folder / ROLES, roles.to_json())
 
 
 def load_prepared(folder: Path) -> Prepared:
@@ -109,8 +126,7 @@ def load_prepared(folder: Path) -> Prepared:
         category=index["category"],
         seed=index["seed"],
         data_digest=index["data_digest"],
-        names=tuple(row["name"] for row in index["images"]),
-        held_out=np.array([row["role"] == HELD_OUT for row in index["images"]]),
+        roles=Roles.from_json(read_json(folder / ROLES)),
         exam_source=np.array(index["exam_source"], dtype=np.int64),
         exam_kinds=tuple(index["exam_kinds"]),
         exam_strengths=np.array(index["exam_strengths"], dtype=np.float64),

@@ -20,6 +20,7 @@ from components.images.dataset import list_category
 from components.images.decode import read_image, to_8_bit
 from components.stages import synthesize
 from components.synthesis.nsa_settings import load_nsa_params
+from tests.identified import validated
 from tests.project import REPOSITORY
 from tests.synthesis.test_nsa import disc
 
@@ -186,7 +187,7 @@ def test_a_listed_category_goes_through_the_line_with_the_papers_preset(
     data = {"root": "data", "categories": ["MaleAdultPA"]}
     content = read_preset("paper-nsa-medical") | {"data": data, "image": {"side": 96}}
     params = parse_params(content, "paper-nsa-medical")
-    write_json(Places("MaleAdultPA").validation / "learned.json", {"data_digest": "d" * 64, "bits": 16})
+    write_json(Places("MaleAdultPA").validation / "learned.json", validated(Path("data/MaleAdultPA/train/good")))
     synthesize.main("MaleAdultPA", params)
     settings, report = load_nsa_params(Places("MaleAdultPA").prepared)
     assert (settings.background, settings.min_overlap, settings.gradients) == (0, 0.7, "mixed")

@@ -16,6 +16,7 @@ from components.foundation.params import BackboneParams
 from components.images.tensors import as_tensor
 from components.learning.backbone import Encoder, build_encoder
 from components.synthesis.prepared import Prepared
+from tests.identified import roles_of
 
 SIDE, IMAGES = 64, 21
 HEAD_ONLY = Composition("pretrained", ("head",), "image")
@@ -48,8 +49,7 @@ def prepared() -> Prepared:
         category="bolt",
         seed=0,
         data_digest="d",
-        names=tuple(f"{i}.png" for i in range(IMAGES)),
-        held_out=np.arange(IMAGES) % 3 == 0,
+        roles=roles_of(np.arange(IMAGES) % 3 == 0),
         images=generator.integers(0, 256, shape, dtype=np.uint8),
         exam_source=np.arange(IMAGES),
         exam_kinds=("patch",),

@@ -22,6 +22,7 @@ from components.images.tensors import as_tensor
 from components.learning.backbone import build_encoder
 from components.learning.decoder import MapNetwork, build_decoder
 from components.synthesis.prepared import Prepared
+from tests.identified import roles_of
 
 SIZE, COUNT = 32, 12
 TINY = BackboneParams(name="lcnet_035", weights="none")
@@ -57,8 +58,7 @@ def prepared() -> Prepared:
         category="bolt",
         seed=0,
         data_digest="d",
-        names=tuple(map(str, range(COUNT))),
-        held_out=np.arange(COUNT) >= 8,
+        roles=roles_of(np.arange(COUNT) >= 8),
         images=images,
         exam_source=np.arange(COUNT),
         exam_kinds=kinds,

@@ -58,6 +58,7 @@ def learner(
         task,
         pictures(),
         np.array([0, 2, 3, 4, 6, 7, 9]),
+        np.arange(IMAGES),
         TrainingParams(**TRAINING).model_copy(update=changes),  # without the bounds that a user's values have
         seed=5,
         category="bolt",

@@ -47,7 +47,7 @@ def learner(
     view = ViewParams(centre=256, crop=224, rotation=5)
     return MapLearner(
         build_encoder(BackboneParams(name="lcnet_035", weights="none"), seed=0),
-        MapTask(pictures(), rows, settings, view),
+        MapTask(pictures(), rows, rows, settings, view),
         network,
         network.schedule(TrainingParams(checkpoint_steps=2), "bolt", len(rows)),
         seed=5,

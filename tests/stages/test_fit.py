@@ -14,7 +14,6 @@ from components.detection.capsule import Capsule, load_capsule, save_capsule
 from components.detection.choice import choose, make_banks
 from components.detection.compositions import candidates, pooled
 from components.detection.detector import Composition, MapKind, arrange
-from components.detection.exam import fold_numbers
 from components.detection.feature_bank import FeatureBank
 from components.foundation.errors import UserError
 from components.foundation.params import BackboneParams, FitParams, Params, parse_params
@@ -23,6 +22,7 @@ from components.learning.head import projection_head, save_head
 from components.stages.fit import fit_detector, fit_to_all, golden_images, learns_held_out, load_heads, make_capsule
 from components.synthesis.methods import PRETRAINED
 from components.synthesis.prepared import Prepared
+from tests.identified import roles_of
 from tests.project import TINY, Project, surface
 
 SIZE, IMAGES = 64, 24
@@ -65,8 +65,7 @@ def prepared() -> Prepared:
         category="bolt",
         seed=0,
         data_digest="d",
-        names=tuple(f"{i}.png" for i in range(IMAGES)),
-        held_out=np.arange(IMAGES) % 4 == 2,
+        roles=roles_of(np.arange(IMAGES) % 4 == 2),
         images=images,
         exam_source=np.arange(0, IMAGES, 2),
         exam_kinds=("patch", "scar"),
@@ -263,7 +262,7 @@ def test_a_held_out_image_is_scored_by_a_density_of_all_images_but_its_fold(
     scorers, found = fit_to_all([composition], {PRETRAINED: bank}, prepared, folds=2)
     scorer, distances = scorers[composition], found[composition]
     features = arrange(bank.of(np.arange(IMAGES)), composition)
-    numbers = fold_numbers(len(prepared.held_out_rows), 2, prepared.seed)
+    numbers = prepared.folds_of(prepared.held_out_rows, 2, prepared.seed)
     for row, fold, distance in zip(prepared.held_out_rows, numbers, distances, strict=True):
         others = np.delete(features, prepared.held_out_rows[numbers == fold], axis=0)
         density = GaussianDensity("image", "ridge", composition.ridge).fit(others)

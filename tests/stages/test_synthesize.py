@@ -2,7 +2,10 @@
 
 import json
 import resource
+import shutil
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,15 +13,17 @@ from PIL import Image
 
 from components.foundation.draws import SampleKeys
 from components.foundation.errors import UserError
-from components.foundation.files import digest_tree
-from components.foundation.params import Params, parse_params
+from components.foundation.files import digest_tree, sha256_file
+from components.foundation.params import NsaSection, Params, parse_params
 from components.images.decode import resize_image
+from components.images.identity import Roles
 from components.images.tensors import as_tensor
-from components.stages.synthesize import EXAM_EPOCH, EXAM_KINDS, choose_exam, choose_held_out, main
+from components.stages.synthesize import EXAM_EPOCH, EXAM_KINDS, choose_exam, main
 from components.synthesis import cutpaste
 from components.synthesis.exam_kinds import KINDS, STRENGTHS
 from components.synthesis.prepared import Prepared, load_prepared
 from components.synthesis.tasks import patch_params, scar_params
+from tests.identified import validated
 
 GOOD, SIZE = 15, 48
 PREPARED = Path("artifacts/bolt/prepared")
@@ -45,7 +50,7 @@ def make_category(root: Path) -> None:
         coarse.resize((80, 72), Image.Resampling.BICUBIC).save(folder / f"{number:02}.png")
     learned = root / "artifacts" / "bolt" / "validation" / "learned.json"
     learned.parent.mkdir(parents=True)
-    learned.write_text(json.dumps({"data_digest": "d" * 64, "bits": 16}))
+    learned.write_text(json.dumps(validated(folder)))
 
 
 @pytest.fixture(scope="module")
@@ -67,17 +72,16 @@ def prepared(made: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
 
 def test_every_good_image_is_there_at_the_networks_size(prepared: Prepared, made: Path) -> None:
     assert (prepared.category, prepared.data_digest) == ("bolt", "d" * 64)
-    assert prepared.names == tuple(f"train/good/{number:02}.png" for number in range(GOOD))
     assert prepared.images.shape == (GOOD, SIZE, SIZE, 3)
-    for row in (0, GOOD - 1):
-        original = np.asarray(Image.open(made / "data" / "bolt" / prepared.names[row]))
-        np.testing.assert_array_equal(prepared.images[row], resize_image(original, SIZE))
+    files = {sha256_file(path): path for path in (made / "data" / "bolt" / "train" / "good").iterdir()}
+    assert prepared.roles.digests == tuple(sorted(files))
+    for image, digest in zip(prepared.images, prepared.roles.digests, strict=True):
+        np.testing.assert_array_equal(image, resize_image(np.asarray(Image.open(files[digest])), SIZE))
 
 
 def test_roles_and_exam_follow_the_parameters(prepared: Prepared) -> None:
-    assert prepared.held_out.sum() == 4  # 0.3 of 15
-    np.testing.assert_array_equal(prepared.held_out, choose_held_out(GOOD, 0.3, seed=0))
-    np.testing.assert_array_equal(prepared.exam_source, choose_exam(prepared.held_out, 9, seed=0))
+    assert prepared.roles == Roles.of(prepared.roles.digests, [], seed=0, held_out=0.3)
+    np.testing.assert_array_equal(prepared.exam_source, choose_exam(prepared.roles, 9))
     assert prepared.exam_kinds == tuple(EXAM_KINDS)
     assert prepared.exam_images.shape == (len(EXAM_KINDS), 9, SIZE, SIZE, 3)
     assert prepared.exam_masks.shape == (len(EXAM_KINDS), 9, SIZE, SIZE)
@@ -102,10 +106,10 @@ def test_each_strength_is_there(prepared: Prepared) -> None:
 
 
 @pytest.mark.parametrize("place", [0, 5])
-def test_a_sample_depends_on_its_own_source_and_place_alone(prepared: Prepared, place: int) -> None:
+def test_a_sample_depends_on_its_own_image_alone(prepared: Prepared, place: int) -> None:
     """A patch or scar made of one image by itself has the bytes of the one made in the stage."""
     image = as_tensor(np.asarray(prepared.images[prepared.exam_source[place]])[None].copy())
-    keys = SampleKeys.of(0, "bolt", EXAM_EPOCH, [place])
+    keys = SampleKeys.of(0, "bolt", EXAM_EPOCH, prepared.keys[prepared.exam_source[[place]]])
     alone = {
         "cutpaste": cutpaste.cutpaste(image, keys, patch_params(params().synthesis)),
         "scar": cutpaste.scar(image, keys, scar_params(params().synthesis)),
@@ -135,6 +139,66 @@ def test_elsewhere_gives_the_same_bytes_and_another_seed_others(
     assert (load_prepared(PREPARED).held_out != load_prepared(made / PREPARED).held_out).any()
 
 
+Sample = tuple[bytes, bytes]
+
+
+def samples_by_digest(prepared: Prepared) -> dict[tuple[str, str], Sample]:
+    """The exam's sample and mask of each kind and image."""
+    digests = [prepared.roles.digests[row] for row in prepared.exam_source]
+    return {
+        (kind, digest): (samples[place].tobytes(), masks[place].tobytes())
+        for kind, samples, masks in zip(prepared.exam_kinds, prepared.exam_images, prepared.exam_masks, strict=True)
+        for place, digest in enumerate(digests)
+    }
+
+
+GIVEN = {"background": 128, "tolerance": 20, "mask": "background", "k": 0.2, "x0": 8}  # else derived from all images
+
+
+def run_with(root: Path, validation: dict[str, Any], **synthesis: object) -> Prepared:
+    (root / "artifacts/bolt/validation/learned.json").write_text(json.dumps(validation))
+    main("bolt", params(**synthesis).model_copy(update={"nsa": NsaSection(**GIVEN)}))  # type: ignore[arg-type]
+    return load_prepared(PREPARED)
+
+
+def test_other_images_and_names_change_no_role_and_no_sample_of_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_category(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    good = tmp_path / "data/bolt/train/good"
+    first = run_with(tmp_path, validated(good), exam_images=40)
+    before, roles = samples_by_digest(first), dict(zip(first.roles.digests, first.roles.roles, strict=True))
+    whole = digest_tree(PREPARED)
+    for number, path in enumerate(sorted(good.iterdir())):
+        path.rename(good / f"x{GOOD - number:02}.png")
+    shutil.copy(good / "x01.png", good / "again.png")  # the same bytes are the same image
+    run_with(tmp_path, validated(good), exam_images=40)
+    assert digest_tree(PREPARED) == whole
+    gone = sha256_file(good / "x02.png")
+    (good / "x02.png").unlink()
+    coarse = Image.fromarray(np.random.default_rng(9).integers(0, 256, (9, 10, 3), dtype=np.uint8))
+    coarse.resize((80, 72), Image.Resampling.BICUBIC).save(good / "a new one.png")
+    second = run_with(tmp_path, validated(good), exam_images=40)
+    now = dict(zip(second.roles.digests, second.roles.roles, strict=True))
+    assert {digest: now[digest] for digest in roles if digest != gone} == {
+        digest: role for digest, role in roles.items() if digest != gone
+    }
+    after = samples_by_digest(second)
+    same = {key for key in before if before[key] == after.get(key)}
+    kept = {(kind, digest) for kind, digest in before if digest != gone}
+    assert {key for key in kept if key[0] != "nsa"} <= same
+    assert len({key for key in kept - same}) <= 5  # those of NSA whose patch came, or comes, from what changed
+
+
+def test_images_that_were_not_validated_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_category(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/bolt/train/good/00.png").unlink()
+    with pytest.raises(UserError, match="not those that were validated"):
+        main("bolt", params())
+
+
 def test_a_full_disk_leaves_what_was_there(made: Path, prepared: Prepared) -> None:
     before = digest_tree(PREPARED)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -152,36 +216,19 @@ def test_a_full_disk_leaves_what_was_there(made: Path, prepared: Prepared) -> No
 # Who is held out, and who sits the exam -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("count", "share", "number"), [(100, 0.2, 20), (10, 0.25, 2), (3, 0.01, 1), (3, 0.89, 1), (5, 0.89, 3)]
-)
-def test_a_share_is_held_out_and_two_are_left(count: int, share: float, number: int) -> None:
-    held_out = choose_held_out(count, share, seed=0)
-    assert held_out.shape == (count,)
-    assert held_out.sum() == number
-    np.testing.assert_array_equal(held_out, choose_held_out(count, share, seed=0))
-
-
-def test_the_held_out_images_are_spread_and_differ_with_the_seed() -> None:
-    times = np.sum([choose_held_out(20, 0.25, seed) for seed in range(200)], axis=0)
-    assert times.min() > 20  # 50 expected, standard deviation 6
-    assert times.max() < 80
-
-
-@pytest.mark.parametrize("count", [0, 1, 2])
-def test_too_few_images_are_refused(count: int) -> None:
-    with pytest.raises(UserError, match="too few"):
-        choose_held_out(count, 0.2, seed=0)
+def roles(count: int, seed: int = 0) -> Roles:
+    digests = [sha256(bytes([number % 256, number // 256])).hexdigest() for number in range(count)]
+    return Roles.of(digests, [], seed, held_out=0.2)
 
 
 def test_everyone_sits_the_exam_where_there_is_room() -> None:
-    assert choose_exam(choose_held_out(12, 0.25, seed=0), 12, seed=0).tolist() == list(range(12))
+    assert choose_exam(roles(12), 12).tolist() == list(range(12))
 
 
 def test_a_large_category_sends_a_sample_of_which_a_third_is_held_out() -> None:
-    held_out = choose_held_out(300, 0.2, seed=0)
-    source = choose_exam(held_out, 60, seed=0)
+    found = roles(300)
+    source = choose_exam(found, 60)
     assert len(set(source.tolist())) == 60
-    assert held_out[source].sum() == 20
+    assert found.is_held_out[source].sum() == 20
     assert (np.diff(source) > 0).all()
-    assert source.tolist() != choose_exam(held_out, 60, seed=1).tolist()
+    assert source.tolist() != choose_exam(roles(300, seed=1), 60).tolist()

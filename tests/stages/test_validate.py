@@ -292,7 +292,27 @@ def test_what_is_learned_from_is_the_training_images_alone(root: Path) -> None:
     assert learned() == first
     (root / "validation/good").mkdir(parents=True)
     shutil.copy(root / "train/good/000.png", root / "validation/good/v.png")  # as in LOCO
+    assert learned()["data_digest"] == first["data_digest"]  # an image is its bytes, and they are there already
+    shutil.copy(root / "test/good/001.png", root / "validation/good/w.png")
     assert learned()["data_digest"] != first["data_digest"]
+
+
+def test_near_duplicates_to_learn_from_are_named_shown_and_grouped(root: Path) -> None:
+    brighter = np.clip(np.asarray(texture(0)) * 1.04, 0, 255).astype(np.uint8)
+    Image.fromarray(brighter).save(root / "train/good/900.png")
+    report = report_of(root)
+    (check,) = [check for check in report["checks"] if check["rule"] == "no_near_duplicate"]
+    assert (check["success"], check["severity"], check["failing"]) == (False, "warning", 1)
+    assert report["warnings"] == ["train/good/900.png looks like train/good/000.png"]
+    page = page_of(root)
+    assert 'alt="train/good/900.png"' in page
+    assert 'alt="train/good/000.png"' in page
+    learned = learned_images(image_table(list_category(root), LIMITS))
+    assert learned["near_duplicates"] == [
+        sorted(learned["images"][f"train/good/{number}.png"] for number in ("000", "900"))
+    ]
+    os.rename(root / "train/good/900.png", root / "train/good/0.png")
+    assert learned_images(image_table(list_category(root), LIMITS))["near_duplicates"] == learned["near_duplicates"]
 
 
 def test_same_data_gives_the_same_bytes_wherever_and_with_however_many_threads(sound: Path, root: Path) -> None:

@@ -62,7 +62,7 @@ def pool(params: NsaParams) -> list[NsaImage]:
 
 
 def batch(params: NsaParams, count: int, seed: int = 0) -> list[NsaSample]:
-    return nsa_batch(pool(params), SampleKeys.of(seed, "made", 0, np.arange(count)), params)
+    return nsa_batch(pool(params), np.arange(5), SampleKeys.cycled(seed, "made", 0, np.arange(5), count), params)
 
 
 def target(index: int, params: NsaParams) -> np.ndarray:
@@ -72,13 +72,14 @@ def target(index: int, params: NsaParams) -> np.ndarray:
 @pytest.mark.parametrize("params", [TEXTURE, OBJECT, replace(OBJECT, method="fpi", label="factor")])
 def test_same_keys_give_the_same_bytes_in_any_batch_and_order(params: NsaParams) -> None:
     pictures = pool(params)
-    whole = nsa_batch(pictures, SampleKeys.of(3, "made", 1, np.arange(12)), params)
-    order = [7, 2, 11, 0]
-    parts = [nsa_batch(pictures, SampleKeys.of(3, "made", 1, part), params) for part in (order[:1], order[1:])]
+    keys = SampleKeys.cycled(3, "made", 1, np.arange(5), 12)
+    whole = nsa_batch(pictures, np.arange(5), keys, params)
+    order = np.array([7, 2, 11, 0])
+    parts = [nsa_batch(pictures, np.arange(5), keys[part], params) for part in (order[:1], order[1:])]
     for index, sample in zip(order, parts[0] + parts[1], strict=True):
         assert sample.image.tobytes() == whole[index].image.tobytes()
         assert sample.label.tobytes() == whole[index].label.tobytes()
-    other = nsa_batch(pictures, SampleKeys.of(4, "made", 1, np.arange(12)), params)
+    other = nsa_batch(pictures, np.arange(5), SampleKeys.cycled(4, "made", 1, np.arange(5), 12), params)
     assert any(not np.array_equal(one.image, two.image) for one, two in zip(whole, other, strict=True))
 
 
@@ -129,7 +130,7 @@ def test_every_patch_keeps_both_rules(category: str, placed: Placed) -> None:
     shares, overlaps = [], []
     for index in range(40):
         placed.clear()
-        batch_of_one = nsa_batch(pool(OBJECT), SampleKeys.of(0, "made", 0, [index]), params)
+        batch_of_one = nsa_batch(pool(OBJECT), np.arange(5), SampleKeys.of(0, "made", index // 5, [index % 5]), params)
         assert len(placed) >= batch_of_one[0].patches
         there = pool(OBJECT)[index % 5].object_mask
         assert there is not None
@@ -146,7 +147,7 @@ def test_labels_of_overlapping_patches_are_joined_or_overwritten(faithful: bool,
     differ = 0
     for index in range(40):
         placed.clear()
-        (sample,) = nsa_batch(pool(params), SampleKeys.of(0, "made", 0, [index]), params)
+        (sample,) = nsa_batch(pool(params), np.arange(5), SampleKeys.of(0, "made", index // 5, [index % 5]), params)
         picture = pool(params)[index % 5]
         assert picture.object_mask is not None
         assert len(placed) == sample.patches
@@ -167,7 +168,7 @@ def test_labels_of_overlapping_patches_are_joined_or_overwritten(faithful: bool,
 def test_number_of_patches_and_their_sizes_follow_the_paper() -> None:
     params = replace(TEXTURE, method="fpi", label="factor", height_bounds=(0.03, 0.4), factor_bounds=(1, 1), patches=1)
     pictures = [prepare(np.full((256, 256, 3), level, np.uint8), params) for level in (0, 200)]
-    samples = nsa_batch(pictures, SampleKeys.of(0, "flat", 0, np.arange(400) * 2), params)
+    samples = nsa_batch(pictures, np.arange(2), SampleKeys.cycled(0, "flat", 0, [0], 400), params)
     inside = [np.argwhere(s.mask) for s in samples]
     heights = np.array([np.ptp(i[:, 0]) + 1 for i in inside if len(i) and i[:, 0].min() > 0 and i[:, 0].max() < 255])
     limit = 0.15  # patches up to this half-height are rarely cut off by the image's border
@@ -175,14 +176,14 @@ def test_number_of_patches_and_their_sizes_follow_the_paper() -> None:
     gamma = scipy.stats.gamma(2, loc=0.03, scale=0.05)
     wanted = [gamma.ppf(q * gamma.cdf(limit)) for q in (0.25, 0.5, 0.75)]
     np.testing.assert_allclose(np.quantile(small, (0.25, 0.5, 0.75)), wanted, atol=0.015)
-    four = nsa_batch(pictures, SampleKeys.of(0, "flat", 0, np.arange(400) * 2), replace(params, patches=4))
+    four = nsa_batch(pictures, np.arange(2), SampleKeys.cycled(0, "flat", 0, [0], 400), replace(params, patches=4))
     assert np.mean([sample.patches for sample in four]) == pytest.approx(2.5, abs=0.15)
 
 
 def test_fpi_is_linear_interpolation_with_the_other_image() -> None:
     params = replace(TEXTURE, method="fpi", label="factor", patches=1)
     pictures = pool(params)[:2]
-    for sample in nsa_batch(pictures, SampleKeys.of(0, "made", 0, np.arange(10) * 2), params):
+    for sample in nsa_batch(pictures, np.arange(2), SampleKeys.cycled(0, "made", 0, [0], 10), params):
         factor = sample.label.max()
         assert 0.05 <= factor <= 0.95
         old, new = (picture.image[sample.mask].astype(float) for picture in pictures)
@@ -230,7 +231,7 @@ def test_any_size_category_and_method_works(
             prepare(make(seed, height, width), params)
         return
     pictures = [prepare(make(seed + i, height, width), params) for i in range(2)]
-    for sample in nsa_batch(pictures, SampleKeys.of(seed, category, 0, np.arange(4)), params):
+    for sample in nsa_batch(pictures, np.arange(2), SampleKeys.cycled(seed, category, 0, np.arange(2), 4), params):
         assert sample.image.shape == (height, width, 3)
         assert sample.image.dtype == np.uint8
         assert sample.label.dtype == np.float32
@@ -240,7 +241,7 @@ def test_any_size_category_and_method_works(
 
 def test_category_without_any_object_stays_unchanged_and_the_rule_is_named() -> None:
     pictures = [prepare(np.full((64, 64, 3), level, np.uint8), OBJECT) for level in (200, 201)]
-    samples = nsa_batch(pictures, SampleKeys.of(0, "empty", 0, np.arange(6)), OBJECT)
+    samples = nsa_batch(pictures, np.arange(2), SampleKeys.cycled(0, "empty", 0, np.arange(2), 6), OBJECT)
     for index, sample in enumerate(samples):
         assert np.array_equal(sample.image, pictures[index % 2].image)
         assert not sample.changed
@@ -254,7 +255,7 @@ def test_category_without_any_object_stays_unchanged_and_the_rule_is_named() -> 
 
 def test_one_image_serves_as_its_own_source_with_a_warning() -> None:
     pictures = pool(TEXTURE)[:1]
-    samples = nsa_batch(pictures, SampleKeys.of(0, "lonely", 0, np.arange(4)), TEXTURE)
+    samples = nsa_batch(pictures, np.arange(1), SampleKeys.cycled(0, "lonely", 0, [0], 4), TEXTURE)
     assert any(sample.changed for sample in samples)
     (warning,) = sample_warnings(pictures, samples, "lonely")
     assert "one good image" in warning
@@ -268,7 +269,7 @@ def test_too_small_images_and_impossible_settings_are_refused_in_words() -> None
     with pytest.raises(UserError, match="factor"):
         replace(TEXTURE, label="factor")
     with pytest.raises(UserError, match="no good image"):
-        nsa_batch([], SampleKeys.of(0, "none", 0, [0]), TEXTURE)
+        nsa_batch([], np.arange(0), SampleKeys.of(0, "none", 0, [0]), TEXTURE)
 
 
 @pytest.mark.parametrize("size", [(40, 30), (17, 61), (31, 31)])

@@ -21,6 +21,7 @@ from components.synthesis.nsa_params import PAPER_SETTINGS, UNALIGNED
 from components.synthesis.nsa_settings import load_nsa_params, nsa_params_of, spread
 from components.synthesis.prepared import load_prepared
 from components.synthesis.views import view_of
+from tests.identified import validated
 from tests.synthesis.test_nsa import disc, texture
 
 PREPARED = Path("artifacts/bolt/prepared")
@@ -174,7 +175,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
             Image.fromarray(image).save(folder / f"{number:02}.png")
         learned = Path("artifacts/bolt/validation/learned.json")
         learned.parent.mkdir(parents=True)
-        learned.write_text(json.dumps({"data_digest": "d" * 64, "bits": 16}))
+        learned.write_text(json.dumps(validated(folder)))
         main("bolt", make_params(size, **nsa))
         return dict(json.loads((PREPARED / "nsa.json").read_text()))
 

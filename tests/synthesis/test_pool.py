@@ -42,7 +42,7 @@ def nsa_maker(params: NsaParams) -> Make:
     pictures = [prepare(picture(seed, SIZE, SIZE), params) for seed in range(5)]
 
     def make(numbers: np.ndarray) -> tuple[np.ndarray, ...]:
-        samples = nsa_batch(pictures, SampleKeys.of(3, "made", 0, numbers), params)
+        samples = nsa_batch(pictures, np.arange(5), SampleKeys(3, "made", numbers // 5, numbers % 5), params)
         return np.stack([s.image for s in samples]), np.stack([s.label for s in samples])
 
     return make
@@ -65,7 +65,7 @@ def test_a_pool_has_the_same_bytes_with_any_number_of_workers_and_batch_size(kin
 def test_the_exam_has_the_same_bytes_with_any_number_of_workers_and_batch_size() -> None:
     good = np.stack([texture(seed, SIZE, SIZE) for seed in range(COUNT)])
     params = parse_params({"data": {"root": "data", "categories": ["made"]}}, "test")
-    makers = exam_makers(good, "made", params, PAPER_SETTINGS["carpet"])
+    makers = exam_makers(good, np.arange(COUNT), "made", params, PAPER_SETTINGS["carpet"])
     for kind in EXAM_KINDS:
         digests = set()
         for batch, workers in WAYS:
@@ -97,7 +97,9 @@ def test_batches_of_the_networks_training_have_the_same_bytes_however_they_are_m
     """In batches of any size, and from any number of workers; views are turned, cut and mirrored."""
     images = np.stack([texture(seed, SIZE, SIZE) for seed in range(6)])
     settings = replace(PAPER_SETTINGS["carpet"], method=method, label="logistic" if method == "nsa" else "factor")
-    task = MapTask(images, np.arange(6), settings, ViewParams(centre=250, crop=240, rotation=10, flip="left-right"))
+    task = MapTask(
+        images, np.arange(6), np.arange(6), settings, ViewParams(centre=250, crop=240, rotation=10, flip="left-right")
+    )
     numbers, made = np.arange(12), set()
     for size, workers in [(12, 0), (1, 1), (5, 2), (4, 4)]:
         pieces = [numbers[start : start + size] for start in range(0, 12, size)]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from components.synthesis.prepared import batches, load_prepared, new_array, write_index
+from tests.identified import digest_of_key, roles_of
 
 
 @pytest.fixture
@@ -26,8 +27,7 @@ def folder(tmp_path: Path) -> Path:
         category="bolt",
         seed=3,
         data_digest="d" * 64,
-        names=[f"train/good/{i}.png" for i in range(5)],
-        held_out=np.array([False, True, False, False, True]),
+        roles=roles_of(np.array([False, True, False, False, True])),
         exam_source=np.array([0, 1, 4]),
         exam_kinds=["patch", "scar"],
     )
@@ -37,7 +37,8 @@ def folder(tmp_path: Path) -> Path:
 def test_what_was_written_comes_back(folder: Path) -> None:
     found = load_prepared(folder)
     assert (found.category, found.seed, found.data_digest) == ("bolt", 3, "d" * 64)
-    assert found.names == tuple(f"train/good/{i}.png" for i in range(5))
+    assert found.roles == roles_of(np.array([False, True, False, False, True]))
+    assert found.keys.tolist() == [0, 1, 2, 3, 4]
     assert found.fit_rows.tolist() == [0, 2, 3]
     assert found.held_out_rows.tolist() == [1, 4]
     assert found.exam_source.tolist() == [0, 1, 4]
@@ -56,9 +57,9 @@ def test_the_arrays_stay_on_disk_and_cannot_be_changed(folder: Path) -> None:
 
 
 def test_the_index_can_be_read_by_a_person(folder: Path) -> None:
-    index = json.loads((folder / "prepared.json").read_text())
-    assert index["images"][1] == {"name": "train/good/1.png", "role": "held-out"}
-    assert index["images"][0]["role"] == "fit"
+    index = json.loads((folder / "roles.json").read_text())
+    assert index["examine"] == [digest_of_key(1), digest_of_key(4)]
+    assert index["learn"] == [digest_of_key(0), digest_of_key(2), digest_of_key(3)]
 
 
 def test_a_pickle_is_never_loaded(folder: Path) -> None:

@@ -92,7 +92,7 @@ def test_a_label_lies_where_the_view_was_changed() -> None:
     )
     view = ViewParams(centre=240, crop=200, rotation=20, flip="upside-down")
     params = NsaParams(label="binary", height_bounds=(0.1, 0.3), width_bounds=(0.1, 0.3))
-    task = MapTask(images, np.arange(5), params, view)
+    task = MapTask(images, np.arange(5), np.arange(5), params, view)
     stray = total = 0
     for epoch in range(8):
         chosen = keys(5, epoch)
@@ -111,7 +111,7 @@ def test_a_label_lies_where_the_view_was_changed() -> None:
 
 @pytest.mark.parametrize("rows", [np.array([1, 4, 5, 9]), np.array([3])])
 def test_a_patch_comes_from_another_image_to_learn_from(rows: np.ndarray) -> None:
-    task = MapTask(np.zeros((10, 8, 8, 3), np.uint8), rows, NsaParams(), ViewParams())
+    task = MapTask(np.zeros((10, 8, 8, 3), np.uint8), rows, np.arange(10), NsaParams(), ViewParams())
     found = {
         (row, source)
         for epoch in range(60)
@@ -126,7 +126,9 @@ def test_continuous_labels_are_differences_in_units_of_four_times_the_midpoint()
     made = {}
     for x0 in (10.0, 60.0):
         params = NsaParams(label="continuous", x0=x0)
-        _, made[x0] = MapTask(images, np.arange(4), params, ViewParams()).batch(as_tensor(images), keys(4))
+        _, made[x0] = MapTask(images, np.arange(4), np.arange(4), params, ViewParams()).batch(
+            as_tensor(images), keys(4)
+        )
     assert made[60.0].dtype == torch.float32
     assert 0.1 < made[60.0].max() < 1
     assert torch.allclose(made[10.0], (6 * made[60.0]).clamp(max=1.0))
