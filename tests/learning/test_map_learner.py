@@ -89,7 +89,7 @@ def test_the_schedule_is_the_networks_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("label", ["logistic", "binary"])
 def test_it_finds_a_planted_defect_after_learning_from_few_images(tmp_path: Path, label: str) -> None:
     """A piece of the pattern in the wrong place, in images that were not learned from."""
-    made = learner(tmp_path, label=label, steps=60, batch=8, exam_steps=60)
+    made = learner(tmp_path, label=label, steps=150, batch=8, exam_steps=150)
     made.run(ignore)
     defect, mask = pictures()[6:], np.zeros((2, SIDE, SIDE), bool)
     defect[:, 20:34, 36:48] = defect[:, 40:54, 10:22]

@@ -462,7 +462,7 @@ def test_stage_writes_both_reports_also_when_it_fails(
     folder = tmp_path / "artifacts/nut/validation"
     validate.main("nut", parse_params(params_of(root), "params"))
     assert json.loads((folder / "report.json").read_text())["passed"]
-    assert "Fit to learn from: all 36 rules are kept" in (folder / "report.html").read_text()
+    assert "Fit to learn from: all 37 rules are kept" in (folder / "report.html").read_text()
 
     truncate(root / "train/good/003.png")
     with pytest.raises(UserError, match="cannot be decoded"):
