@@ -272,7 +272,7 @@ def _complete(client: "MlflowClient", category: str, move: Move) -> None:
 def _previous(client: "MlflowClient", category: str, moves: Sequence[Move], champion: int | None) -> int | None:
     """What a roll-back returns to: the version with the alias, or else the latest champion before this one."""
     number = aliases_of(client, category).get(PREVIOUS)
-    if number is not None and number not in rejected(moves):
+    if number not in (None, champion) and number not in rejected(moves):
         return number
     return _fallback(client, category, moves, champion, set())
 

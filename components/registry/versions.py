@@ -50,6 +50,7 @@ MOST_VERSIONS = 2**31 - 1  # a larger number is none to MLflow's databases
 _DIGEST, _METHOD, _DATA, _THRESHOLD, _METRIC = "capsule_digest", "method", "data_digest", "threshold", "metric."
 _KINDS, _PROMISE, _COMMIT, _RUN_PAGE = "by_kind", "promise", "commit", "run_page"
 _MADE_BY = "made_by"
+_GONE = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE"}  # of what was deleted
 _GIT_COMMIT, _GIT_BRANCH = "git_commit", "git_branch"
 _CAPSULE_PATH = "artifacts/capsule"
 
@@ -291,14 +292,24 @@ def _note_challenger(client: "MlflowClient", category: str, number: int, before:
 
 
 def write_verdict(client: "MlflowClient", category: str, number: int, verdict: str) -> None:
-    """Write what became of a version, and why, on it and on the run that made it, where that still exists."""
-    from mlflow.exceptions import MlflowException
-
+    """Write what became of a version, and why, on it and on the run that made it, where these still exist."""
     name = model_name(category)
-    with suppress(MlflowException):
+    with _gone_suppressed():
         client.set_model_version_tag(name, str(number), VERDICT, verdict)
         if run_id := client.get_model_version(name, str(number)).run_id:
             client.set_tag(run_id, VERDICT, verdict)
+
+
+@contextmanager
+def _gone_suppressed() -> Iterator[None]:
+    """Go on where a version or a run was deleted; a server that does not answer is no reason to."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code not in _GONE:
+            raise
 
 
 def _link_to_version(client: "MlflowClient", run_id: str, category: str, number: int) -> None:
