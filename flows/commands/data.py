@@ -166,11 +166,16 @@ def pull(category: OneCategory = None) -> None:
 
 @data_app.command()
 def versions(category: OneCategory = None, as_json: AsJson = False) -> None:
-    """List all versions: commit, date, message, images, digest; * marks the one that the project is at."""
+    """List all versions: commit, date, message, images, digest, and the versions of the model that learned from each.
+
+    * marks the one that the project is at.
+    """
     enter_project()
     from flows.data.history import list_versions
+    from flows.retraining.commits import models_by_data
 
-    rows = [asdict(version) for version in list_versions(category)]
+    found, models = list_versions(category), models_by_data(category or "")
+    rows = [{**asdict(one), "models": models.get((one.category, one.digest), [])} for one in found]
     if as_json:
         print(json.dumps(rows, indent=2))
     elif not rows:
@@ -183,10 +188,11 @@ def versions(category: OneCategory = None, as_json: AsJson = False) -> None:
                 "date": row["date"][:16].replace("T", " "),
                 "digest": row["digest"][:10],
                 "current": "*" if row["is_current"] else "",
+                "models": ", ".join(map(str, row["models"])),
             }
             for row in rows
         ]
-        titles = ("current", "category", "commit", "date", "message", "good", "images", "digest")
+        titles = ("current", "category", "commit", "date", "message", "good", "images", "digest", "models")
         print_table(shown, {title: "" if title == "current" else title for title in titles})
 
 

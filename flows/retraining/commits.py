@@ -55,7 +55,9 @@ def branch_of(category: str, number: int) -> str:
 
 
 def list_commits(category: str = "") -> list[Commit]:
-    """The commits of all versions of a category, or of all categories; those of this clone first, then its remotes'."""
+    """The commits of all versions of a category, or of all categories; this clone's own first, then its remotes'."""
+    if not git.has_commit():
+        return []
     below = f"{FOLDER}/{category or '*'}/*"
     listed = git.list_refs(f"{BRANCHES}{below}", f"{REMOTES}*/{below}")
     return sorted((_read(*entry) for entry in listed), key=lambda one: not one.is_here)
@@ -69,6 +71,15 @@ def find_commit(category: str, number: int, capsule: str = "") -> Commit | None:
     check_category_name(category)
     found = [one for one in list_commits(category) if one[VERSION] == str(number) and one[CATEGORY] == category]
     return next((one for one in found if not capsule or one[CAPSULE] == capsule), None)
+
+
+def models_by_data(category: str = "") -> dict[tuple[str, str], list[int]]:
+    """(category, DVC's digest of a data version) -> the numbers of the model's versions that were made with it."""
+    found: dict[tuple[str, str], set[int]] = {}
+    for one in list_commits(category):
+        if one[VERSION].isdecimal():
+            found.setdefault((one[CATEGORY], one[DATA]), set()).add(int(one[VERSION]))
+    return {key: sorted(numbers) for key, numbers in found.items()}
 
 
 def as_facts(facts: Mapping[str, str]) -> str:

@@ -8,7 +8,6 @@ from components.foundation.errors import ServerError, UserError
 from components.registry import versions as registry
 from components.registry.journal import verify_journal
 from components.registry.promotion import settle
-from flows.data import git
 from flows.retraining import commits
 
 
@@ -47,7 +46,7 @@ def trace(category: str, moment: datetime) -> Trace:
     move = registry.which_model(category, moment)
     if move is None or move.target is None:
         raise UserError(f"No version of {category} was served at {moment:%Y-%m-%d %H:%M:%S %Z}.")
-    commit = commits.find_commit(category, move.target, move.digest) if git.has_commit() else None
+    commit = commits.find_commit(category, move.target, move.digest)
     run, data = (commit[commits.RUN], commit[commits.DATA]) if commit else ("", "")
     if not run or not data:
         version = registry.find_version(category, move.target)

@@ -85,6 +85,7 @@ def test_two_versions_on_own_data_are_made_again_on_another_machine_to_the_same_
     assert found["version"] == 1
     assert found["commit"] == here.git("rev-parse", "flawline/widget/1")
     assert found["data_version"] == versions[-1]["digest"]
+    assert [one["models"] for one in versions] == [[2], [1]]
     assert found["command"] == "flawline reproduce widget@1"
     assert is_one_sentence(here.flawline("which", "widget", "--at", "2020-01-01").stderr)
 
