@@ -135,6 +135,11 @@ def head_commit() -> str:
     return git("rev-parse", "HEAD").strip() if has_commit() else ""
 
 
+def current_branch() -> str:
+    """The branch that is checked out; empty where none is."""
+    return _word("symbolic-ref", "--quiet", "--short", "HEAD")
+
+
 def has_branch(branch: str) -> bool:
     """Whether there is a branch of this name here."""
     return says_yes("show-ref", "--verify", "--quiet", f"refs/heads/{branch}")
@@ -225,7 +230,7 @@ def clone_at(commit: str, folder: Path) -> None:
 def remote_to_push() -> str:
     """The remote that the present branch is pushed to, else origin, else the only one; empty where there is none."""
     remotes = git("remote").split()
-    branch = _word("symbolic-ref", "--quiet", "--short", "HEAD")
+    branch = current_branch()
     keys = (f"branch.{branch}.pushRemote", "remote.pushDefault", f"branch.{branch}.remote")
     candidates = [name for name in (*(_word("config", key) for key in keys), "origin") if name in remotes]
     return (candidates or (remotes if len(remotes) == 1 else [""]))[0]

@@ -48,7 +48,11 @@ class Committed:
     def remark(self) -> str:
         """Why a version cannot be made again from it; empty where it can."""
         lacking = self.commit[commits.LACKING]
-        return f"it cannot be made again from that, which lacks what it depends on ({lacking})" if lacking else ""
+        if not lacking:
+            return ""
+        return (
+            f"it cannot be made again from that, which lacks what it depends on ({lacking}): commit it, and run again"
+        )
 
 
 def commit_version(category: str, number: int, params: Params) -> Committed:
@@ -65,10 +69,16 @@ def commit_version(category: str, number: int, params: Params) -> Committed:
             raise UserError("there is no commit yet to build on: run `git add` and `git commit` first.")
         own = _own_entries(category)
         before = commits.find_commit(category, number, version.digest)
-        is_new = before is None or before[commits.LOCK] != entries_digest(own)
-        done = _make(version, own, before, head, params) if before is None or is_new else _here(before)
-    registry.note_commit(category, number, done.commit, done.branch)
-    return Committed(done, is_new)
+        if (
+            before is not None
+            and before[commits.LOCK] == entries_digest(own)
+            and not _is_completed(before, own, params)
+        ):
+            done = Committed(_here(before), is_new=False)
+        else:
+            done = Committed(_make(version, own, before, head, params), is_new=True)
+    registry.note_commit(category, number, done.commit.commit, done.commit.branch)
+    return done
 
 
 def send(category: str, done: Committed, params: Params) -> str:
@@ -94,9 +104,17 @@ def _make(version: Version, own: Mapping[str, str], before: Commit | None, head:
         files[PARAMS.as_posix()] = params_content
     facts = _facts(version, own, params, files)
     branch = before.own_branch if before else _free_branch(version)
+    if git.current_branch() == branch:
+        raise UserError(f"{branch} is checked out, and is not moved under you: run `git switch BRANCH`, and run again.")
     parents = list(dict.fromkeys([head, *([before.commit] if before else [])]))
     old = before.commit if before and before.is_here else ""
     return Commit(branch, git.commit_aside(branch, files, _message(version, facts), parents, old), facts)
+
+
+def _is_completed(before: Commit, own: Mapping[str, str], params: Params) -> bool:
+    """Whether HEAD has by now all that the result depends on, which it had not when the commit was made."""
+    category = before[commits.CATEGORY]
+    return bool(before[commits.LACKING]) and not _not_in_commit(own, _files(category, own, params), params, category)
 
 
 def _here(commit: Commit) -> Commit:
@@ -175,11 +193,12 @@ def _check_params(own: Mapping[str, str], content: bytes) -> None:
         raise UserError(f"{PARAMS} says something else now ({', '.join(changed)}) than it was computed with: retrain.")
 
 
-def _not_in_commit(own: Mapping[str, str], files: Mapping[str, bytes], data: Path) -> list[str]:
+def _not_in_commit(own: Mapping[str, str], files: Mapping[str, bytes], params: Params, category: str) -> list[str]:
     """What the results depend on, and which the commit holds otherwise, or not at all.
 
-    data: the category's folder, which is in the commit by its .dvc file; the demo's is made anew.
+    The images are in it by their .dvc file; those of the demo are made anew.
     """
+    data = Path(params.data.root) / category
     read = lock_entries.inputs(parse_entries(own))
     of_data = {path for path in read if Path(path).is_relative_to(data)}
     code = {path: md5 for path, md5 in read.items() if path not in of_data}
@@ -212,7 +231,7 @@ def _names_data(read: Mapping[str, str], files: Mapping[str, bytes], data: Path)
 
 def _facts(version: Version, own: Mapping[str, str], params: Params, files: Mapping[str, bytes]) -> dict[str, str]:
     """What the commit's message says for programs."""
-    lacking = _not_in_commit(own, files, Path(params.data.root) / version.category)
+    lacking = _not_in_commit(own, files, params, version.category)
     changed = [path for path in git.changed_files() if not any(_holds(path, name) for name in files)]
     because = [path for path in changed if any(_holds(name, path) or _holds(path, name) for name in lacking)]
     also = [path for path in changed if path not in because]

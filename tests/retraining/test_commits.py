@@ -143,7 +143,12 @@ def test_what_is_changed_besides_is_said_and_what_the_result_depends_on_apart(ma
     assert done.commit[commits.DIRTY] == "flows/common/keeper.py, notes.txt"
     assert f"lacks what it depends on ({CODE}/kernel.py)" in done.remark
     assert commits.find_commit("widget", 1) == done.commit
-    message = made.git("log", "-1", "--format=%B", "flawline/widget/1")
+    assert not commit_version("widget", 1, load_params()).is_new
+    made.git("commit", "-qam", "The edits")
+    again = commit_version("widget", 1, load_params())
+    assert (again.is_new, again.remark) == (True, "")
+    assert not commit_version("widget", 1, load_params()).is_new
+    message = made.git("log", "-1", "--format=%B", done.commit.commit)
     assert message.startswith("widget version 1: image AUROC 0.750\n")
     assert f"Flawline-Not-In-Commit: {CODE}/kernel.py" in message
 
@@ -176,6 +181,16 @@ def test_the_same_version_again_has_its_commit_and_another_evaluation_a_further_
     parents = made.git("log", "-1", "--format=%P", "flawline/widget/1").split()
     assert parents == [made.git("rev-parse", "HEAD"), first.commit.commit]
     assert registry.find_version("widget", 1).git_commit == other.commit.commit
+
+
+def test_a_branch_that_is_checked_out_is_not_moved(made: Project) -> None:
+    commit_version("widget", 1, load_params())
+    made.git("symbolic-ref", "HEAD", "refs/heads/flawline/widget/1")
+    before = made.git("rev-parse", "HEAD")
+    write_results("widget", "gadget", evaluated="c" * 32)
+    with pytest.raises(UserError, match="is checked out, and is not moved under you"):
+        commit_version("widget", 1, load_params())
+    assert made.git("rev-parse", "HEAD") == before
 
 
 def test_another_category_is_as_its_own_commit_has_it_or_else_as_in_head(made: Project) -> None:
