@@ -1,6 +1,7 @@
 """The commands about a category's versions: list, compare, promote, reject, roll back, and what became of them."""
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -183,6 +184,8 @@ def threshold(
         print(json.dumps(asdict(done), indent=2, ensure_ascii=False))
         return
     made, base = done.version, done.base
+    if made != base:
+        _commit_threshold(made)
     if made == base:
         print(f"{category}: version {base.number} has this threshold already, {base.threshold:.6g}.")
     else:
@@ -192,6 +195,21 @@ def threshold(
     print(f"Promised: {done.promise}.")
     if made != base:
         print(f"Next: flawline compare {category} {base.number} {made.number}")
+
+
+def _commit_threshold(made: "Version") -> None:
+    """Give the version a commit; where there can be none, it is none the worse, and that is said."""
+    from components.detection.capsule import read_card
+    from components.foundation.params import load_params
+    from components.registry.threshold import ORIGIN
+    from components.registry.versions import download_capsule
+    from flows.retraining.committing import commit_threshold, send
+
+    try:
+        origin = read_card(download_capsule(made.category, made.number))["provenance"][ORIGIN]
+        send(made.category, commit_threshold(made, origin), load_params())
+    except UserError as error:
+        print(f"flawline: version {made.number} has no commit of its own, or it was not sent: {error}", file=sys.stderr)
 
 
 def _judged_images(category: str) -> list[Any]:

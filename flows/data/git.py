@@ -167,9 +167,9 @@ def read_many(revision: str, paths: Sequence[str]) -> dict[str, bytes]:
     return found
 
 
-def list_files(revision: str, path: str) -> list[str]:
-    """The files of a revision that are `path` or in it, seen from the current folder; none where it is not there."""
-    return [name for name in git("ls-tree", "-r", "-z", "--name-only", revision, "--", path).split("\0") if name]
+def list_files(revision: str, *paths: str) -> list[str]:
+    """The files of a revision that are one of the paths or in it, seen from the current folder; without paths all."""
+    return [name for name in git("ls-tree", "-r", "-z", "--name-only", revision, "--", *paths).split("\0") if name]
 
 
 def changed_files() -> list[str]:
@@ -183,7 +183,7 @@ def changed_files() -> list[str]:
 
 
 def commit_aside(branch: str, files: Mapping[str, bytes], message: str, parents: Sequence[str], old: str = "") -> str:
-    """Commit HEAD's content with these files (seen from the current folder) replaced, as the new end of a branch.
+    """Commit the first parent's content with these files (seen from the current folder) replaced, as a branch's end.
 
     Index, work tree and what is checked out are left alone, and no hook runs. Where git does not know who the user is,
     Flawline itself is the author.
@@ -192,7 +192,7 @@ def commit_aside(branch: str, files: Mapping[str, bytes], message: str, parents:
     Returns the commit, 40 hex digits.
     """
     prefix = git("rev-parse", "--show-prefix").strip()
-    with _index_of_its_own() as own:
+    with _index_of_its_own(parents[0]) as own:
         lines = []
         for path, content in files.items():
             blob = _output(("hash-object", "-w", "--stdin"), data=content).strip()
@@ -265,8 +265,8 @@ def _identity() -> dict[str, str]:
 
 
 @contextmanager
-def _index_of_its_own() -> Iterator[dict[str, str]]:
-    """Variables by which git uses an index with HEAD's content, and not the user's."""
+def _index_of_its_own(revision: str = "HEAD") -> Iterator[dict[str, str]]:
+    """Variables by which git uses an index with a revision's content, and not the user's."""
     folder = Path(git("rev-parse", "--absolute-git-dir").strip())
     for left in folder.glob(f"{INDEX}*"):  # by a process that was killed
         if not Path("/proc", left.name.removeprefix(INDEX).removesuffix(".lock")).exists():
@@ -275,7 +275,7 @@ def _index_of_its_own() -> Iterator[dict[str, str]]:
     path.unlink(missing_ok=True)
     own = {**LITERAL, "GIT_INDEX_FILE": os.fspath(path)}
     try:
-        _output(("read-tree", "HEAD"), own)
+        _output(("read-tree", revision), own)
         yield own
     finally:
         path.unlink(missing_ok=True)

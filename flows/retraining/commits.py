@@ -15,6 +15,7 @@ REMOTES = "refs/remotes/"
 FOLDER = "flawline"
 PREFIX = "Flawline-"
 CATEGORY, VERSION, CAPSULE, DATA, RUN = "Category", "Version", "Capsule", "Data", "Run"
+THRESHOLD_OF, FALSE_ALARM_RATE, CONFIDENCE = "Threshold-Of", "False-Alarm-Rate", "Confidence"
 LOCK, PROCESSOR, THREADS, LIBRARIES, LACKING, DIRTY = (
     *("Lock", "Processor", "Threads", "Libraries", "Not-In-Commit", "Also-Changed"),
 )

@@ -6,9 +6,10 @@ version again, with the same entries in `dvc.lock`, has its commit already; wher
 since, it gets a further one behind the first.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from components.data import version as data_version
 from components.data.version import md5_bytes
@@ -61,9 +62,8 @@ def commit_version(category: str, number: int, params: Params) -> Committed:
     Raises UserError where there can be none: no repository, no commit in it, parameters that are not those of the
     results; its subclass `BusyError` where another git command is at work. Safe to repeat after any kill.
     """
-    busy = BusyError("another process is committing a retraining in this project: run this again when it has ended.")
     version = registry.find_version(category, number)
-    with held_lock(GIT_LOCK, LOCK_SECONDS, busy):
+    with held_lock(GIT_LOCK, LOCK_SECONDS, _busy()):
         head = git.head_commit()
         if not head:
             raise UserError("there is no commit yet to build on: run `git add` and `git commit` first.")
@@ -78,6 +78,22 @@ def commit_version(category: str, number: int, params: Params) -> Committed:
         else:
             done = Committed(_make(version, own, before, head, params), is_new=True)
     registry.note_commit(category, number, done.commit.commit, done.commit.branch)
+    return done
+
+
+def commit_threshold(made: Version, origin: Mapping[str, Any]) -> Committed:
+    """The commit of a version that is another one but for its threshold: that one's, with the threshold in the message.
+
+    origin: what the capsule says of it, see `components.registry.threshold`. Raises UserError where that one has none.
+    """
+    category = made.category
+    with held_lock(GIT_LOCK, LOCK_SECONDS, _busy()):
+        found = commits.find_commit(category, made.number, made.digest)
+        if found is not None:
+            done = Committed(_here(found), is_new=False)
+        else:
+            done = Committed(_make_threshold(made, origin), is_new=True)
+    registry.note_commit(category, made.number, done.commit.commit, done.commit.branch)
     return done
 
 
@@ -111,10 +127,32 @@ def _make(version: Version, own: Mapping[str, str], before: Commit | None, head:
     return Commit(branch, git.commit_aside(branch, files, _message(version, facts), parents, old), facts)
 
 
+def _make_threshold(made: Version, origin: Mapping[str, Any]) -> Commit:
+    of = int(origin["of_version"])
+    before = commits.find_commit(made.category, of, str(origin["of_capsule"]))
+    if before is None:
+        raise UserError(f"version {of}, whose threshold it changes, has none.")
+    facts = {
+        **before.facts,
+        commits.VERSION: str(made.number),
+        commits.CAPSULE: made.digest,
+        commits.RUN: made.run_id,
+        commits.THRESHOLD_OF: str(of),
+        commits.FALSE_ALARM_RATE: repr(float(origin["false_alarm_rate"])),
+        commits.CONFIDENCE: repr(float(origin["confidence"])),
+    }
+    branch = _free_branch(made)
+    return Commit(branch, git.commit_aside(branch, {}, _message(made, facts), [before.commit]), facts)
+
+
+def _busy() -> BusyError:
+    return BusyError("another process is committing a retraining in this project: run this again when it has ended.")
+
+
 def _is_completed(before: Commit, own: Mapping[str, str], params: Params) -> bool:
     """Whether HEAD has by now all that the result depends on, which it had not when the commit was made."""
     category = before[commits.CATEGORY]
-    return bool(before[commits.LACKING]) and not _not_in_commit(own, _files(category, own, params), params, category)
+    return bool(before[commits.LACKING]) and not _not_in_commit(own, _files(category, own, params))
 
 
 def _here(commit: Commit) -> Commit:
@@ -193,24 +231,33 @@ def _check_params(own: Mapping[str, str], content: bytes) -> None:
         raise UserError(f"{PARAMS} says something else now ({', '.join(changed)}) than it was computed with: retrain.")
 
 
-def _not_in_commit(own: Mapping[str, str], files: Mapping[str, bytes], params: Params, category: str) -> list[str]:
+def _not_in_commit(own: Mapping[str, str], files: Mapping[str, bytes]) -> list[str]:
     """What the results depend on, and which the commit holds otherwise, or not at all.
 
-    The images are in it by their .dvc file; those of the demo are made anew.
+    Folders under DVC are in it by their .dvc files; the demo's are made anew.
     """
-    data = Path(params.data.root) / category
     read = lock_entries.inputs(parse_entries(own))
-    of_data = {path for path in read if Path(path).is_relative_to(data)}
-    code = {path: md5 for path, md5 in read.items() if path not in of_data}
-    lacking = [path for path, md5 in code.items() if _digest_in_commit(path, files) != md5]
-    is_made_anew = data.is_relative_to(DEMO)
-    return sorted([*lacking, *([] if is_made_anew or _names_data(read, files, data) else [data.as_posix()])])
+    records = {path for path in (*git.list_files("HEAD"), *files) if path.endswith(".dvc")}
+    lacking = {path for path, md5 in read.items() if not _is_in_commit(path, md5, files, records)}
+    return sorted(path for path in lacking if not any(_holds(other, path) for other in lacking - {path}))
+
+
+def _is_in_commit(path: str, md5: str, files: Mapping[str, bytes], records: Set[str]) -> bool:
+    """Whether the commit holds this file or folder with this digest of DVC's. records: the .dvc files in it."""
+    above = [parent.as_posix() for parent in (Path(path), *Path(path).parents)]
+    owner = next((folder for folder in above if f"{folder}.dvc" in records), None)
+    if owner == path:
+        content = files.get(f"{owner}.dvc") or git.read_at("HEAD", f"{owner}.dvc") or b""
+        return recorded_digest(content) == md5
+    return owner is not None or Path(path).is_relative_to(DEMO) or _digest_in_commit(path, files) == md5
 
 
 def _digest_in_commit(path: str, files: Mapping[str, bytes]) -> str:
     """DVC's digest of a file or folder as HEAD holds it, or of one of `files`; empty where it is not there."""
     if path in files:
         return md5_bytes(files[path])
+    if not Path(path).resolve().is_relative_to(Path.cwd()):
+        return ""
     names = git.list_files("HEAD", path)
     digests = {name: md5_bytes(content) for name, content in git.read_many("HEAD", names).items()}
     return digests.get(path) or (data_version.folder_digest(_below(digests, path)) if digests else "")
@@ -220,18 +267,9 @@ def _below(digests: Mapping[str, str], folder: str) -> dict[str, str]:
     return {Path(name).relative_to(folder).as_posix(): digest for name, digest in digests.items()}
 
 
-def _names_data(read: Mapping[str, str], files: Mapping[str, bytes], data: Path) -> bool:
-    """Whether the commit's .dvc file names the images that were read."""
-    if not data.resolve().is_relative_to(Path.cwd()):
-        return False
-    record = f"{data.as_posix()}.dvc"
-    content = files.get(record) or git.read_at("HEAD", record)
-    return content is not None and recorded_digest(content) == read.get(data.as_posix())
-
-
 def _facts(version: Version, own: Mapping[str, str], params: Params, files: Mapping[str, bytes]) -> dict[str, str]:
     """What the commit's message says for programs."""
-    lacking = _not_in_commit(own, files, params, version.category)
+    lacking = _not_in_commit(own, files)
     changed = [path for path in git.changed_files() if not any(_holds(path, name) for name in files)]
     because = [path for path in changed if any(_holds(name, path) or _holds(path, name) for name in lacking)]
     also = [path for path in changed if path not in because]

@@ -84,7 +84,7 @@ def reproduce_version(
     which: its number, or an alias such as "champion". keep: leave the clone. say: is told what is being done.
     Raises UserError where it cannot be made here: no commit, data that are nowhere, other versions of the libraries.
     """
-    reset = _reset_threshold(category, which)
+    reset = reset_of(category, which)
     commit = find_recorded(category, str(reset.origin["of_version"]) if reset else which)
     number = reset.number if reset else int(commit[commits.VERSION])
     recorded = _stages(git.read_at(commit.commit, LOCK), category)
@@ -110,28 +110,42 @@ def reproduce_version(
 
 
 @dataclass(frozen=True)
-class _Reset:
-    """A version that another one's capsule became by another threshold; digest: of its own capsule."""
+class Reset:
+    """A version that another one's capsule became by another threshold.
+
+    number, digest: of the version and its capsule. origin: which version it came from (`of_version`), and the
+    `false_alarm_rate` and `confidence` that were wished for.
+    """
 
     number: int
     digest: str
     origin: Mapping[str, Any]
 
 
-def _reset_threshold(category: str, which: str) -> _Reset | None:
-    """How a version got its threshold; None where it was fitted with it, as all are that have a commit."""
+def reset_of(category: str, which: str) -> Reset | None:
+    """How a version got its threshold, by its commit or else its capsule; None where it was fitted with it."""
+    if which.isascii() and which.isdecimal() and (found := commits.find_commit(category, int(which))):
+        return _committed_reset(found)
     from components.detection.capsule import read_card  # torch takes seconds to import
     from components.registry.threshold import threshold_origin
 
-    if which.isascii() and which.isdecimal() and commits.find_commit(category, int(which)):
-        return None
-    wanted = int(which) if which.isascii() and which.isdecimal() else which
-    number, digest = registry.locate_capsule(category, wanted)
+    number, digest = registry.locate_capsule(category, int(which) if which.isdecimal() else which)
     origin = threshold_origin(read_card(registry.download_capsule(category, number)))
-    return None if origin is None else _Reset(number, digest, origin)
+    return None if origin is None else Reset(number, digest, origin)
 
 
-def _with_threshold(scratch: Scratch, category: str, reset: _Reset) -> str:
+def _committed_reset(commit: Commit) -> Reset | None:
+    if not commit[commits.THRESHOLD_OF]:
+        return None
+    origin = {
+        "of_version": int(commit[commits.THRESHOLD_OF]),
+        "false_alarm_rate": float(commit[commits.FALSE_ALARM_RATE]),
+        "confidence": float(commit[commits.CONFIDENCE]),
+    }
+    return Reset(int(commit[commits.VERSION]), commit[commits.CAPSULE], origin)
+
+
+def _with_threshold(scratch: Scratch, category: str, reset: Reset) -> str:
     """Set the threshold of the capsule that was made again; the digest of the capsule that comes of it."""
     from components.registry.threshold import capsule_with_threshold
 

@@ -21,7 +21,8 @@ from components.registry import versions as registry
 from components.tracking import connection
 from flows.data.git import BusyError
 from flows.retraining import commits, lock_entries
-from flows.retraining.committing import commit_version, send
+from flows.retraining.committing import commit_threshold, commit_version, send
+from flows.retraining.reproducing import reset_of
 from tests.project import REPOSITORY, Project
 
 CODE = "components/density"
@@ -191,6 +192,23 @@ def test_a_branch_that_is_checked_out_is_not_moved(made: Project) -> None:
     with pytest.raises(UserError, match="is checked out, and is not moved under you"):
         commit_version("widget", 1, load_params())
     assert made.git("rev-parse", "HEAD") == before
+
+
+def test_another_threshold_is_a_commit_behind_that_of_the_version_it_was_set_for(made: Project) -> None:
+    base = commit_version("widget", 1, load_params()).commit
+    register("widget", "3" * 64)
+    version = registry.find_version("widget", 2)
+    origin = {"of_version": 1, "of_capsule": "1" * 64, "false_alarm_rate": 0.25, "confidence": 0.95}
+    assert [commit_threshold(version, origin).is_new for _ in range(2)] == [True, False]
+    assert made.git("rev-parse", "flawline/widget/2^") == base.commit
+    assert changed(made, "flawline/widget/2") == changed(made, base.commit)
+    reset = reset_of("widget", "2")
+    assert reset is not None
+    assert (reset.number, reset.digest) == (2, "3" * 64)
+    assert reset.origin == {name: value for name, value in origin.items() if name != "of_capsule"}
+    assert reset_of("widget", "1") is None
+    with pytest.raises(UserError, match="version 1, whose threshold it changes, has none"):
+        commit_threshold(registry.find_version("gadget", 1), origin)
 
 
 def test_another_category_is_as_its_own_commit_has_it_or_else_as_in_head(made: Project) -> None:
