@@ -21,6 +21,7 @@ from components.foundation.limits import ImageLimits
 from components.foundation.params import Params
 from components.images.decode import read_image
 from components.images.perceptual_hash import small_grey
+from components.registry.forgotten import Forgotten
 
 if TYPE_CHECKING:
     from components.detection.capsule import Capsule
@@ -74,23 +75,36 @@ def check_entry(item: Item, params: Params) -> Verdict | None:
 def triage(
     delivery: Delivery, items: Sequence[Item], looks: Mapping[int, Inspection], history: pd.DataFrame,
     held: Sequence[Mapping[str, Any]], capsule: "Capsule | None", params: Params,
+    forgotten: Mapping[str, Forgotten] | None = None,
 ) -> Triage:  # fmt: skip
     """Check the fetched files of a delivery, in their order.
 
     looks: what the first look at each file found, by its item's number.
     history: the category's images (`image_facts.category_facts`). held: of each held image name, sha256 and facts.
-    capsule: the champion; without one nothing is screened.
+    capsule: the champion; without one nothing is screened. forgotten: images that must not come back, by digest.
     """
     known = KnownImages(params.ingest.near_distance)
     known.add_category(history)
     for image in held:
         known.add(image["name"], image["sha256"], image["facts"])
-    verdicts = [_compared(item, looks[item.number], known, delivery, params) for item in items]
+    gone = forgotten or {}
+    verdicts = [
+        _unwanted(item, looks[item.number], gone) or _compared(item, looks[item.number], known, delivery, params)
+        for item in items
+    ]
     verdicts = _fit(verdicts, history, params)
     verdicts, drift = _drifted(verdicts, history, params)
     if capsule is not None:
         verdicts = _screened(verdicts, {item.number: item for item in items}, delivery, capsule, params)
     return Triage(verdicts, drift)
+
+
+def _unwanted(item: Item, look: Inspection, forgotten: Mapping[str, Forgotten]) -> Verdict | None:
+    """Quarantine what was forgotten."""
+    if look.facts is None or look.sha256 not in forgotten:
+        return None
+    words = f"was forgotten ({forgotten[look.sha256].reason})"
+    return Verdict(item.number, "quarantine", "forgotten", words, look.sha256)
 
 
 def _compared(item: Item, look: Inspection, known: KnownImages, delivery: Delivery, params: Params) -> Verdict:

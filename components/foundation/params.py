@@ -207,7 +207,7 @@ class ValidationParams(_Section):
         0.05,
         ge=0,
         lt=0.25,
-        description="share of differing bits up to which a test image looks like a training image (perceptual hash)",
+        description="share of differing bits up to which two images look alike: a leak, or one thing learned twice",
     )
 
 
@@ -236,7 +236,7 @@ class SynthesisParams(_Section):
         0.2,
         gt=0,
         lt=0.9,
-        description="share of the good images that is not learned from: for the exam and the threshold",
+        description="share of the good images, about, that is not learned from: for the exam and the threshold",
     )
     exam_images: int = Field(
         120,

@@ -28,6 +28,7 @@ from components.images.dataset import Category, ImageRecord, list_records
 from components.images.facts import category_facts, remember
 from components.images.known_depth import with_depth
 from components.registry.evidence import list_evidence
+from components.registry.forgotten import list_forgotten, record_of
 from flows.arrivals.announce import announce_commit
 from flows.data.versions import commit_images
 
@@ -133,9 +134,9 @@ def triage_files(delivery: Delivery, params: Params) -> dict[str, Any]:
     looked_at = [item for item in delivery.items() if item.number in looks]
     cache, capsule = facts_cache(delivery.category), _champion(delivery.category, params.threads)
     history = category_facts(_category(delivery.category, params), params.limits.image_limits(), cache)
-    triaged = triage(
-        delivery, looked_at, looks, history, list_held(_inbox(delivery), delivery.category), capsule, params
-    )
+    held = list_held(_inbox(delivery), delivery.category)
+    forgotten = list_forgotten(record_of(Path(params.data.root), delivery.category))
+    triaged = triage(delivery, looked_at, looks, history, held, capsule, params, forgotten)
     verdicts = sorted([*refused, *triaged.verdicts], key=lambda verdict: verdict.number)
     remember(cache, {one.sha256: dict(one.facts) for one in verdicts if one.facts})
     return {

@@ -15,6 +15,7 @@ from components.stages.command import run_guarded
 from flows.commands.arrivals import ingest, review_app
 from flows.commands.data import data_app
 from flows.commands.feedback import feedback
+from flows.commands.forgetting import forget
 from flows.commands.models import compare, history, models, promote, reject, rollback, threshold
 from flows.commands.reproduction import reproduce, which
 from flows.commands.tables import print_table
@@ -33,7 +34,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(review_app, name="review")
 app.command()(ingest)
-for command in (models, compare, threshold, promote, reject, rollback, history, feedback, reproduce, which):
+for command in (models, compare, threshold, promote, reject, rollback, history, feedback, forget, reproduce, which):
     app.command()(command)
 
 COLUMNS = {

@@ -1,6 +1,7 @@
 """Evidence under DVC: what a person has judged is kept in `evidence/CATEGORY`, and its `.dvc` file committed."""
 
 import os
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,28 @@ def keep(
         if before is None or _says_other(before, made, mask):
             keep_evidence(made, image, mask)
         return made, _commit(repo, category, made, before is not None)
+
+
+def files_of(repo: Any, category: str, digests: Collection[str]) -> dict[str, str]:
+    """The files that the evidence holds of these images: name to MD5."""
+    known = digest_at("HEAD", folder_of(category).with_name(f"{category}.dvc"))
+    manifest = (read_manifest(repo, known) or {}) if known else {}
+    return {name: md5 for name, md5 in manifest.items() if name.partition(".")[0] in digests}
+
+
+def drop(repo: Any, category: str, digests: Collection[str]) -> None:
+    """Take images out of the evidence, and commit that. Safe to repeat."""
+    folder = folder_of(category)
+    gone = files_of(repo, category, digests)
+    if not gone:
+        return
+    busy = BusyError(f"Another process is keeping evidence of {category}: run this again when it has ended.")
+    with held_lock(LOCKS / f"evidence-{category}.lock", 0, busy), writing(repo, folder):
+        for name in gone:
+            (folder / name).unlink(missing_ok=True)
+        repo.add(os.fspath(folder))
+    dvc_file = folder.with_name(f"{category}.dvc").as_posix()
+    git.commit([dvc_file], f"Evidence of {category}: without what was forgotten")
 
 
 def learned_as(category: str, image: Path) -> str:

@@ -15,6 +15,7 @@ from components.foundation.errors import UserError
 from components.foundation.names import check_category_name, is_category_name
 from components.foundation.params import Params, load_params
 from components.images.known_depth import with_depth
+from components.registry.forgotten import list_forgotten, record_of
 from flows.data import git
 from flows.data.dvc_project import open_project
 from flows.data.stores import CACHE, cache_store, read_object, remote_store
@@ -137,6 +138,8 @@ def verify(
         names = _names_of_lists(digests)
         for digest, owner in digests.items():
             names |= _names_of_files(stores, lists, digest, owner)
+        erased = erased_objects() - digests.keys()
+        names = {oid: name for oid, name in names.items() if oid not in erased}
         files = {
             name: integrity.check_objects(store, names.keys() - digests.keys(), THREADS, report)
             for name, store in stores.items()
@@ -147,6 +150,12 @@ def verify(
             findings = _repair(repo, findings, stores)
     checked = {name: len(objects) for name, objects in states.items()}
     return Verified(checked, tuple(findings), {finding.oid: names[finding.oid] for finding in findings})
+
+
+def erased_objects() -> set[str]:
+    """The MD5 of what was erased on purpose, and is missing in the versions before: `flows.data.forgetting`."""
+    records = {record_of(path.parent, path.stem) for path in versioned_files()}
+    return {md5 for record in records for one in list_forgotten(record).values() for md5 in one.erased}
 
 
 def recorded_digests(category: str | None = None, *, current_only: bool = False) -> dict[str, str]:

@@ -38,6 +38,15 @@ class DvcStore:
             self.database.fs.put_file(os.fspath(source), path)
             self.database.protect(path)
 
+    def remove(self, oid: str) -> bool:
+        """Remove an object; whether it was there."""
+        path = self.database.oid_to_path(oid)
+        with self.errors_said():
+            if not self.database.fs.exists(path):
+                return False
+            self.database.fs.rm_file(path)
+            return True
+
     @contextmanager
     def errors_said(self) -> Iterator[None]:
         """Turn what the storage's library raises, each its own, into one sentence; a missing file stays what it is."""

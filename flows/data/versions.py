@@ -23,6 +23,7 @@ from components.foundation.params import Params, data_params, load_params
 from components.foundation.places import DEMO
 from components.images.dataset import ImageRecord, category_names, list_records
 from components.registry.evidence import check_not_learned
+from components.registry.forgotten import check_not_forgotten, record_of
 from flows.data import git
 from flows.data.dvc_project import hashed_files, open_project, writing
 from flows.data.git import BusyError
@@ -92,7 +93,8 @@ def commit_images(
     Safe to repeat after any failure or kill.
     """
     check_not_learned(category, records)
-    with _opened(category, root) as (repo, folder, params, version):
+    with opened(category, root) as (repo, folder, params, version):
+        check_not_forgotten(record_of(folder.parent, category), records)
         present = data_version.current_manifest(folder, version, params.threads)
         digests = data_version.md5_files([record.path for record in records], params.threads)
         placements = _plan(records, digests, folder, version, present, params.threads)
@@ -108,7 +110,7 @@ def commit_images(
                 _link_into_cache(repo, placements, digests)
             with writing(repo, folder):
                 data_version.move_in(staging, folder, goes)
-                return _commit(repo, category, params, version, placements, note)
+                return commit_present(repo, category, params, version, placements, note)
 
 
 def commit_folder(category: str, *, root: str | None = None, note: str = "") -> Committed:
@@ -117,15 +119,16 @@ def commit_folder(category: str, *, root: str | None = None, note: str = "") -> 
     Every image that the present version does not hold, or whose mask it does not hold, with these bytes is decoded
     first. Raises as `commit_images`.
     """
-    with _opened(category, root) as (repo, folder, params, version):
+    with opened(category, root) as (repo, folder, params, version):
         offered = data_version.list_offered(folder)
         present = hashed_files(repo, folder)
         changed = {folder / name for name, digest in present.items() if version.get(name) != digest}
         records = [record for record in offered if not changed.isdisjoint({record.path, *record.masks})]
         check_not_learned(category, records)
+        check_not_forgotten(record_of(folder.parent, category), records)
         data_version.check_images(records, params.limits.image_limits(), params.threads)
         with writing(repo, folder):
-            return _commit(repo, category, params, version, [], note)
+            return commit_present(repo, category, params, version, [], note)
 
 
 def category_folder(category: str, params: Params) -> Path:
@@ -172,7 +175,7 @@ def read_manifest(repo: Any, digest: str) -> dict[str, str] | None:
 
 
 @contextmanager
-def _opened(category: str, root: str | None) -> Iterator[tuple[Any, Path, Params, data_version.Manifest]]:
+def opened(category: str, root: str | None = None) -> Iterator[tuple[Any, Path, Params, data_version.Manifest]]:
     """The repository, the category's folder, the parameters and the version in HEAD, for one writer at a time."""
     params = _params_with(category, root)
     folder = category_folder(category, params)
@@ -278,15 +281,16 @@ def _check_unchanged(folder: Path, names: Sequence[str], version: data_version.M
             )
 
 
-def _commit(
+def commit_present(
     repo: Any,
     category: str,
     params: Params,
     version: data_version.Manifest,
     placements: Sequence[Placement],
     note: str,
+    also: Sequence[str] = (),
 ) -> Committed:
-    """Let DVC record the folder, and commit that; the caller holds the locks."""
+    """Let DVC record the folder, and commit that, with the files `also`; the caller holds the locks."""
     path, folder = dvc_file(category, params), category_folder(category, params)
     separate_files(repo, folder)
     repo.add(os.fspath(folder))
@@ -299,7 +303,7 @@ def _commit(
     difference = data_version.compare(version, manifest)
     is_new = digest != digest_at("HEAD", path)
     whole, edited = _write_params(category, params)
-    files = [path.as_posix(), (path.parent / ".gitignore").as_posix(), *whole]
+    files = [path.as_posix(), (path.parent / ".gitignore").as_posix(), *also, *whole]
     if is_new:
         message = f"Data of {category}: {data_version.count_words(difference, manifest)}"
         commit = git.commit(files, f"{message}\n\n{note}".strip(), edited)

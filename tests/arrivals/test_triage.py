@@ -28,6 +28,7 @@ from components.foundation.params import DataParams, IngestParams, Params
 from components.images.dataset import list_category
 from components.images.facts import category_facts, remember
 from components.images.measures import MEASURES
+from components.registry.forgotten import Forgotten
 from tests.conftest import MakeCapsule
 from tests.project import surface, write_category, write_image
 
@@ -57,8 +58,9 @@ def as_png(pixels: np.ndarray) -> bytes:
 
 
 def triaged(
-    files: dict[str, bytes], history: pd.DataFrame, held: Sequence[Any] = (), capsule: Any = None, **ingest: Any
-) -> Triage:
+    files: dict[str, bytes], history: pd.DataFrame, held: Sequence[Any] = (), capsule: Any = None,
+    forgotten: dict[str, Forgotten] | None = None, **ingest: Any,
+) -> Triage:  # fmt: skip
     """The verdicts on a delivery of these files."""
     entries = [Entry(name, "file", len(data), "m", 0.0) for name, data in files.items()]
     delivery = new_delivery("widget", "inbox", entries, "2026-11-22T10:00:00+00:00")
@@ -69,7 +71,7 @@ def triaged(
     looks = {
         item.number: inspect_file(delivery.raw(item), item.shown, arrival_limits(params)) for item in delivery.items()
     }
-    return triage(delivery, delivery.items(), looks, history, held, capsule, params)
+    return triage(delivery, delivery.items(), looks, history, held, capsule, params, forgotten)
 
 
 def codes(triage: Triage) -> list[tuple[str, str]]:
@@ -113,6 +115,14 @@ def test_exact_duplicates_are_found_wherever_the_first_one_is(history: pd.DataFr
         "is the same file as new.png",
         "is the same file as w.png",
     ]
+
+
+def test_what_was_forgotten_does_not_come_back(history: pd.DataFrame) -> None:
+    waiting = triaged({"w.png": as_png(good(50))}, history).verdicts[0]
+    gone = {waiting.sha256: Forgotten(waiting.sha256, "a scratch", "Tester", "2026-11-22T10:00:00+00:00")}
+    found = triaged({"again.png": as_png(good(50)), "new.png": as_png(good(1))}, history, forgotten=gone)
+    assert codes(found) == [("quarantine", "forgotten"), ("accepted", "")]
+    assert found.verdicts[0].words == "was forgotten (a scratch)"
 
 
 def as_bmp(pixels: np.ndarray) -> bytes:
