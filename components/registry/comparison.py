@@ -13,6 +13,7 @@ from components.foundation.limits import ImageLimits
 from components.foundation.making import differences
 from components.images.dataset import ImageRecord
 from components.registry.kept_scores import scores_of
+from components.registry.threshold import ORIGIN, threshold_origin
 from components.registry.versions import Version, download_capsule, find_version
 
 Row = tuple[str, float | None, float | None]
@@ -90,9 +91,12 @@ def _made_of(first: Version, second: Version) -> Iterator[tuple[str, str, str]]:
         "code commit": (first.commit[:10], second.commit[:10]),
     }
     yield from ((name, old or "–", new or "–") for name, (old, new) in facts.items() if old != new)
-    made = [read_card(download_capsule(one.category, one.number))["provenance"] for one in (first, second)]
-    for key, old, new in differences(*made):
-        if key != "data_digest":
+    cards = [read_card(download_capsule(one.category, one.number)) for one in (first, second)]
+    origins = [(threshold_origin(card) or {}).get("in_words") for card in cards]
+    if origins[0] != origins[1]:
+        yield "set later", _text(origins[0]), _text(origins[1])
+    for key, old, new in differences(*(card["provenance"] for card in cards)):
+        if key.partition(".")[0] not in ("data_digest", ORIGIN):
             yield key.removeprefix("params."), _text(old), _text(new)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from components.foundation.errors import UserError
+from flows.commands.status import FIGURES as COMPARED
 from flows.commands.tables import print_table
 from flows.common.environment import enter_project
 
@@ -229,7 +230,9 @@ def _show_comparison(found: "Comparison") -> None:
     titles = {"name": "", "a": f"version {a}", "b": f"version {b}", "change": "change"}
     print(f"{found.first.category}: {_shortly(found.first)}; {_shortly(found.second)}")
     if found.figures:
-        rows = [_figure_row(name, old, new) for name, old, new in found.figures]
+        order = list(COMPARED)
+        figures = sorted(found.figures, key=lambda row: order.index(row[0]) if row[0] in order else len(order))
+        rows = [_figure_row(COMPARED.get(name, name), old, new) for name, old, new in figures]
         print_table(rows, {**titles, "name": "figure"})
     if found.kinds:
         rows = [
@@ -252,11 +255,13 @@ def _show_flips(found: "Comparison") -> None:
     better = sum(flip.is_right for flip in found.flips)
     worse = len(found.flips) - better
     a, b = found.first.number, found.second.number
-    print(
-        f"Of {found.images} test images {len(found.flips)} flip: version {b} is right on {better} of them, version {a} "
-        f"on {worse}."
-    )
-    if found.flips:
+    if not found.flips:
+        print(f"Both say the same of all {found.images} test images.")
+    else:
+        print(
+            f"Of {found.images} test images {len(found.flips)} flip: version {b} is right on {better} of them, version "
+            f"{a} on {worse}."
+        )
         rows = [
             {"image": f.name, "kind": f.kind, "a": f.first, "b": f.second, "right": f"version {b if f.is_right else a}"}
             for f in found.flips[:MAX_FLIPS]
@@ -267,7 +272,7 @@ def _show_flips(found: "Comparison") -> None:
 
 def _figure_row(name: str, old: float | None, new: float | None) -> dict[str, Any]:
     change = f"{new - old:+.4f}" if old is not None and new is not None else "–"
-    return {"name": FIGURES.get(name, name), "a": old, "b": new, "change": change}
+    return {"name": name, "a": old, "b": new, "change": change}
 
 
 def _shortly(version: "Version") -> str:

@@ -17,6 +17,8 @@ from flows.data.dvc_project import open_project, writing
 from flows.data.git import BusyError
 from flows.data.versions import LOCKS, digest_at, read_manifest, recorded_digest
 
+WAIT = 60.0  # seconds, for another who keeps something at the same time
+
 
 def keep(
     category: str, image: Path, mask: Path | None, *, kind: str, note: str, verdict: dict[str, Any]
@@ -34,7 +36,7 @@ def keep(
     )
     git.check_committable()
     busy = BusyError(f"Another process is keeping evidence of {category}: run this again when it has ended.")
-    with held_lock(LOCKS / f"evidence-{category}.lock", 0, busy), open_project() as repo:
+    with held_lock(LOCKS / f"evidence-{category}.lock", WAIT, busy), open_project() as repo:
         _check_complete(repo, category)
         before = {one.digest: one for one in list_evidence(category)}.get(made.digest)
         if before is None or _says_other(before, made, mask):

@@ -254,53 +254,66 @@ def test_lines_removed_at_the_end_are_missed_by_the_registry(versions: None) -> 
 # Killed, raced, restarted, on each kind of store.
 
 
-@dataclass
+class Server:
+    """A real MLflow server on one database and port, which can be killed and started again."""
+
+    def __init__(self, folder: Path, database: str, stack: ExitStack) -> None:
+        self._folder, self._database, self._stack, self._port = folder, database, stack, free_port()
+        self.uri = f"http://127.0.0.1:{self._port}"
+        self.start()
+
+    def start(self) -> None:
+        """Begin to serve; what served before must have ended."""
+        self.process = self._stack.enter_context(mlflow_server(self._folder, self._database, self._port))
+
+    def kill(self) -> None:
+        """End it as by `kill -9`."""
+        kill_session(self.process)
+
+
+@dataclass(frozen=True)
 class Store:
-    """Where MLflow's records are: `uri` of its server, None for the workspace's own file."""
+    """Where MLflow's records are: a server, or None for the workspace's own file."""
 
     place: str
-    uri: str | None
-    stack: ExitStack
-    start: Any = None
-    process: Any = None
+    server: Server | None
 
-    def restart(self) -> None:
-        """The same server again, on the same port and database."""
-        if self.process is not None:
-            kill_session(self.process)
-        self.process = self.stack.enter_context(self.start())
+    @property
+    def uri(self) -> str | None:
+        """Of the server, if there is one."""
+        return self.server.uri if self.server else None
 
 
 @pytest.fixture(
-    params=["file", pytest.param("sqlite", marks=pytest.mark.slow), pytest.param("postgres", marks=pytest.mark.slow)]
+    scope="module",
+    params=["file", pytest.param("sqlite", marks=pytest.mark.slow), pytest.param("postgres", marks=pytest.mark.slow)],
 )
-def store(
-    request: pytest.FixtureRequest,
-    workspace: Path,
-    mlflow_database: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Store]:
-    """A registry: the workspace's own file, or a real MLflow server on SQLite or PostgreSQL."""
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+def server(
+    request: pytest.FixtureRequest, mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server | None]:
+    """A real MLflow server on SQLite or PostgreSQL, or None. Each test uses categories of its own."""
+    folder = tmp_path_factory.mktemp("server")
     with ExitStack() as stack:
         if request.param == "file":
-            yield Store(os.fspath(workspace), None, stack)
+            yield None
             return
         if request.param == "sqlite":
-            shutil.copy(mlflow_database, tmp_path / "server.db")
-            database = f"sqlite:///{tmp_path}/server.db"
+            database = f"sqlite:///{shutil.copy(mlflow_database, folder / 'server.db')}"
         else:
             if postgres_programs() is None:
                 pytest.skip("no PostgreSQL server is installed (Debian: apt-get install postgresql)")
             pytest.importorskip("psycopg2", reason="MLflow needs psycopg2 to use PostgreSQL")
             database = stack.enter_context(postgres_server())
-        port = free_port()
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-        found = Store(os.fspath(workspace), f"http://127.0.0.1:{port}", stack)
-        found.start = lambda: mlflow_server(tmp_path / "server", database, port)
-        found.restart()
-        yield found
+        yield Server(folder, database, stack)
+
+
+@pytest.fixture
+def store(server: Server | None, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A workspace whose registry is its own file, or on a real server."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    if server is not None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    return Store(os.fspath(workspace), server)
 
 
 def ready(category: str) -> None:
@@ -327,7 +340,7 @@ def check_agreement(category: str) -> None:
 @pytest.mark.parametrize("act", ["promote", "reject", "roll back"])
 def test_killed_at_each_step(store: Store, act: str) -> None:
     for step in range(12):
-        category = f"c{step}"
+        category = f"{act.replace(' ', '-')}-{step}"
         ready(category)
         if act == "roll back":
             promote(category, 2, "better")
@@ -343,42 +356,43 @@ def test_killed_at_each_step(store: Store, act: str) -> None:
 
 
 def test_promoters_at_once(store: Store) -> None:
-    make_versions("bottle")
+    make_versions("race")
     turns = ([1, 2, 3, 1], [2, 3, 1, 2], [3, 1, 2, 3])
-    processes = [process_of(act_in_turn, store.place, store.uri, "bottle", turn) for turn in turns]
+    processes = [process_of(act_in_turn, store.place, store.uri, "race", turn) for turn in turns]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
-    moves = journal("bottle")
+    moves = journal("race")
     assert [move.state for move in moves] == ["intended", "done"] * (len(moves) // 2)
     done = moves[1::2]
     assert [move.source for move in done] == [None, *(move.target for move in done[:-1])]
-    assert aliases() == {"champion": done[-1].target, "previous": done[-1].source}
-    assert verify("bottle").faults == ()
+    assert aliases("race") == {"champion": done[-1].target, "previous": done[-1].source}
+    assert verify("race").faults == ()
 
 
 def test_mlflow_is_killed_in_between_and_started_again(store: Store) -> None:
-    if store.uri is None:
+    if store.server is None:
         pytest.skip("the workspace's own file has no server")
     for step in (0, 2, 4, 5):
-        category = f"c{step}"
+        category = f"killed-{step}"
         ready(category)
-        arguments = (store.place, store.uri, "promote", category, 2, step, store.process.pid)
+        arguments = (store.place, store.server.uri, "promote", category, 2, step, store.server.process.pid)
         process = process_of(act_while_the_server_dies, *arguments)
         process.start()
         process.join()
         assert process.exitcode == 0
-        store.restart()
+        store.server.kill()
+        store.server.start()
         check_agreement(category)
         assert aliases(category)["champion"] == 2
 
 
 def test_an_alias_moved_by_hand_on_each_store(store: Store) -> None:
-    make_versions("bottle")
-    promote("bottle", 1, "first")
-    move_by_hand("champion", 3)
-    assert roll_back("bottle").number == 1
-    assert acts()[1:] == [("done", "observed", 1, 3), ("done", "roll back", 3, 1)]
-    assert verify("bottle").faults == ()
+    make_versions("hand")
+    promote("hand", 1, "first")
+    move_by_hand("champion", 3, "hand")
+    assert roll_back("hand").number == 1
+    assert acts("hand")[1:] == [("done", "observed", 1, 3), ("done", "roll back", 3, 1)]
+    assert verify("hand").faults == ()
