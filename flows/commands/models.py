@@ -181,12 +181,12 @@ def threshold(
     from components.registry.threshold import parse_rate, set_threshold
 
     done = set_threshold(category, parse_rate(false_alarms), version, load_params().threshold.confidence)
-    if as_json:
-        print(json.dumps(asdict(done), indent=2, ensure_ascii=False))
-        return
     made, base = done.version, done.base
     if made != base:
         _commit_threshold(made)
+    if as_json:
+        print(json.dumps(asdict(done), indent=2, ensure_ascii=False))
+        return
     if made == base:
         print(f"{category}: version {base.number} has this threshold already, {base.threshold:.6g}.")
     else:

@@ -251,6 +251,24 @@ def test_lines_removed_at_the_end_are_missed_by_the_registry(versions: None) -> 
     assert verify("bottle").faults == ()
 
 
+def test_two_projects_on_one_registry_notice_each_other(
+    versions: None, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace}/.flawline/mlflow/mlflow.db")
+    promote("bottle", 1, "first")
+    other = tmp_path / "other"
+    other.mkdir()
+    monkeypatch.chdir(other)
+    promote("bottle", 2, "better")
+    assert acts() == [("done", "observed", None, 1), ("done", "promote", 1, 2)]
+    assert verify("bottle").faults == ()
+    monkeypatch.chdir(workspace)
+    assert roll_back("bottle").number == 1
+    assert acts() == [("done", "promote", None, 1), ("done", "observed", 1, 2), ("done", "roll back", 2, 1)]
+    assert verify("bottle").faults == ()
+    assert aliases() == {"champion": 1}
+
+
 # Killed, raced, restarted, on each kind of store.
 
 
