@@ -125,9 +125,9 @@ class AugmentParams:
     jitter: largest change in brightness, contrast, saturation and hue.
     """
 
-    translation: float = 0.04
+    translation: float
+    jitter: float
     padding: str = "reflect"
-    jitter: float = 0.1
 
     def __post_init__(self) -> None:
         _check_interval("translation", (0.0, self.translation), 0.0, 0.5)
@@ -249,7 +249,7 @@ def rotation(images: torch.Tensor, keys: SampleKeys) -> Rotated:
     return Rotated(turned, labels)
 
 
-def augment(images: torch.Tensor, keys: SampleKeys, params: AugmentParams = AugmentParams()) -> torch.Tensor:
+def augment(images: torch.Tensor, keys: SampleKeys, params: AugmentParams) -> torch.Tensor:
     """Shift each whole image by whole pixels and jitter its colours: the step before either defect (section 2.2).
 
     Returns uint8 (N, 3, H, W). Raises UserError for images that are too small.

@@ -69,7 +69,7 @@ _FLUSH_SECONDS = 5.0
 _FLUSH_POINTS = 500
 _BATCH_METRICS, _BATCH_PARAMS = 1000, 100  # MLflow's own limits per request
 _BUFFER_POINTS = 100_000
-_REST_FACTOR = 20
+_BACKOFF_FACTOR = 20
 _DIGEST_LENGTH = 36  # MLflow's limit for the digest of a dataset
 
 
@@ -139,7 +139,7 @@ class Run:
         self._points: list[Point] = []
         self._logged_steps: dict[str, set[int]] = defaultdict(set)
         self._flushed_at = time.monotonic()
-        self._rest_until = 0.0
+        self._paused_until = 0.0
         self._said: set[str] = set()
 
     @property
@@ -204,9 +204,9 @@ class Run:
 
     def end(self, status: str) -> None:
         """Send what is buffered and set the run's status: FINISHED, FAILED or KILLED."""
-        self._rest_until = 0.0  # the last chance: try, however recent the last failure is
+        self._paused_until = 0.0  # the last chance: try, however recent the last failure is
         self.flush()
-        self._rest_until = 0.0
+        self._paused_until = 0.0
         self._attempt(lambda client, run_id: client.set_terminated(run_id, status))
         self._close()
 
@@ -217,7 +217,7 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            self._rest_until = 0.0
+            self._paused_until = 0.0
             self.flush()
             self._close()
         else:
@@ -233,7 +233,7 @@ class Run:
     def _attempt(self, action: "Callable[[MlflowClient, str], object]") -> bool:
         """Do `action(client, run id)` on the server, or else in the outbox; return whether it was done."""
         with self._lock:
-            if self._client is not None and time.monotonic() >= self._rest_until and self._reaches(action):
+            if self._client is not None and time.monotonic() >= self._paused_until and self._reaches(action):
                 return True
             return self.is_tracked and self._keep(action)
 
@@ -247,7 +247,7 @@ class Run:
             if not is_tracking_failure(error):
                 raise
             now = time.monotonic()
-            self._rest_until = now + _REST_FACTOR * (now - begun)
+            self._paused_until = now + _BACKOFF_FACTOR * (now - begun)
             self._warn(f"does not take the records of this run, which wait in {outbox.FOLDER} until it does", error)
             return False
         return True
@@ -271,7 +271,7 @@ class Run:
         if self._kept is None:
             return
         self._kept.lock.close()
-        if self._client is not None and time.monotonic() >= self._rest_until:
+        if self._client is not None and time.monotonic() >= self._paused_until:
             self._kept = None
             with suppress_tracking_failure():
                 send_kept(self._client)

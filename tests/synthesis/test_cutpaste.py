@@ -91,7 +91,7 @@ def cases() -> dict[str, Callable[[torch.Tensor, SampleKeys], tuple[torch.Tensor
         "cutout": cutout,
         "confetti": confetti,
         "rotation": rotation,
-        "augment": lambda x, k: (augment(x, k),),
+        "augment": lambda x, k: (augment(x, k, AugmentParams(0.04, 0.1)),),
     }
 
 
@@ -390,8 +390,8 @@ def test_rotation_refuses_oblong_images() -> None:
         (lambda: ScarParams(width=(0, 4)), "width"),
         (lambda: CutoutParams(colour=(0, 0, 256)), "colour"),
         (lambda: ConfettiParams(count=(0, 3)), "count"),
-        (lambda: AugmentParams(padding="wrap"), "padding"),
-        (lambda: AugmentParams(translation=0.6), "translation"),
+        (lambda: AugmentParams(0.04, 0.1, padding="wrap"), "padding"),
+        (lambda: AugmentParams(translation=0.6, jitter=0.1), "translation"),
     ],
 )
 def test_parameters_out_of_range_are_refused(make: Callable[[], object], word: str) -> None:
