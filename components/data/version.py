@@ -1,6 +1,5 @@
 """Versions of a category's data: what a version holds, what new images add to it, how two versions differ."""
 
-import hashlib
 import json
 import shutil
 from collections import Counter
@@ -10,6 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from components.foundation.dvc_digests import digest_of_images
+from components.foundation.dvc_digests import md5_bytes as md5_bytes
+from components.foundation.dvc_digests import md5_file as md5_file
+from components.foundation.dvc_digests import md5_files as md5_files
 from components.foundation.errors import UserError, printable
 from components.foundation.files import copy_file
 from components.foundation.limits import ImageLimits
@@ -95,23 +98,6 @@ def good_images(paths: Iterable[Path]) -> list[ImageRecord]:
     return [ImageRecord(path, f"train/good/{path.name}", "train", "good") for path in paths]
 
 
-def md5_file(path: Path) -> str:
-    """MD5 of a file's content, as 32 hex digits: the name under which DVC keeps it. Memory is bounded by a chunk."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-def md5_bytes(data: bytes) -> str:
-    """MD5 of bytes, as 32 hex digits."""
-    return hashlib.md5(data, usedforsecurity=False).hexdigest()
-
-
-def md5_files(paths: Sequence[Path], threads: int) -> list[str]:
-    """`md5_file` of each."""
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(md5_file, paths))
-
-
 def parse_manifest(data: bytes) -> dict[str, str]:
     """A version's files from DVC's directory object, a JSON list of {"md5", "relpath"}; ValueError for what is none."""
     entries = json.loads(data)
@@ -120,10 +106,11 @@ def parse_manifest(data: bytes) -> dict[str, str]:
     return {str(entry.get("relpath")): str(entry.get("md5")) for entry in entries}
 
 
-def folder_digest(files: Manifest) -> str:
-    """DVC's digest of a folder with these files: MD5 of the list that it would keep, ending in ".dir"."""
-    entries = [{"md5": md5, "relpath": name} for name, md5 in sorted(files.items())]
-    return f"{md5_bytes(json.dumps(entries, sort_keys=True).encode())}.dir"
+def learned_digest(version: Manifest) -> str:
+    """The name of what a model learns from in a version, as its capsule has it (`data_digest`): its training images."""
+    beside = masks_beside_images(version)
+    learned = [name for name in version if _is_good(name) and kind_of(name) == "good" and name not in beside]
+    return digest_of_images(version[name] for name in learned)
 
 
 def current_manifest(folder: Path, version: Manifest, threads: int) -> dict[str, str]:

@@ -331,7 +331,7 @@ Fit to learn from: all {{ report.checks | length }} rules are kept
 </table></div>
 {% endif %}
 
-<footer class="soft">Data version {{ report.data_digest }}</footer>
+<footer class="soft">Data version {{ report.data_version }}</footer>
 </main>
 </body>
 </html>

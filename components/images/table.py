@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
+from components.foundation.dvc_digests import digest_of_images, md5_file
 from components.foundation.errors import UserError, printable
 from components.foundation.files import digest_of, sha256_file
 from components.foundation.limits import ImageLimits
@@ -23,7 +24,7 @@ from components.images.perceptual_hash import HashIndex, small_grey
 
 _AT_ONCE = 1000  # rows that exist as dicts: these take ten times the room of the table's
 _TEXT = (
-    *("name", "split", "kind", "sha256", "error", "size", "mode", "format", "pixels"),
+    *("name", "split", "kind", "sha256", "md5", "error", "size", "mode", "format", "pixels"),
     *("mask_folder", "mask", "mask_error", "mask_size"),
 )
 _NUMBERS = (
@@ -40,7 +41,8 @@ def image_table(category: Category, limits: ImageLimits, threads: int = 1, near_
 
     Columns (missing where the image or its masks cannot be decoded, or there are none):
         name, split, kind: as in ImageRecord, through `printable`.
-        bytes, sha256: size and digest of the file. decodes: whether it can be read within `limits`; error: why not.
+        bytes, sha256, md5: size and digests of the file. decodes: whether it can be read within `limits`; error: why
+            not.
         width, height, short_side (pixels), size ("W×H"): as the eye sees it, after EXIF rotation.
         mode, format: Pillow's names. pixels: digest of the decoded RGB pixels. frames: images in the file, of which
             the first counts. orientation: EXIF's. levels: how many grey levels the image has.
@@ -86,12 +88,13 @@ def data_digest(category: Category, table: pd.DataFrame) -> str:
 def learned_images(table: pd.DataFrame) -> dict[str, Any]:
     """What is learned from: `images`, the SHA-256 of each training image by name, and what does not depend on names.
 
-    That is `data_digest`, of the images that are there, and `near_duplicates`, the digests of images that look alike.
+    That is `data_digest`, of the images that are there, by which `flawline data versions` names them too, and
+    `near_duplicates`, the digests of images that look alike.
     """
     learned = table[table["split"] == "train"]
     images = dict(learned[["name", "sha256"]].values.tolist())
     alike = [sorted(set(own)) for _, own in learned.dropna(subset="group").groupby("group")["sha256"]]
-    return {"images": images, "data_digest": digest_of(sorted(set(images.values()))), "near_duplicates": alike}
+    return {"images": images, "data_digest": digest_of_images(learned["md5"]), "near_duplicates": alike}
 
 
 def good_values(table: pd.DataFrame, measure: str, split: str) -> np.ndarray:
@@ -122,6 +125,7 @@ def _folder_of(mask: Path, roots: list[Path]) -> Path:
 def _row(record: ImageRecord, root: Path, limits: ImageLimits, mask_folders: dict[str, str]) -> dict[str, Any]:
     row: dict[str, Any] = {"name": _name(record.path, root), "split": record.split, "kind": printable(record.kind)}
     row |= {"bytes": record.path.stat().st_size, "sha256": sha256_file(record.path)}
+    row |= {"md5": md5_file(record.path)}
     row |= {"mask_folder": mask_folders.get(record.kind)}
     row |= _image_facts(record, limits)
     return row | _mask_facts(record.masks, root, limits, row.get("size"))

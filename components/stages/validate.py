@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from components.evaluation.report_page import render_page
+from components.foundation.dvc_digests import digest_of_folder
 from components.foundation.errors import UserError, printable
 from components.foundation.files import new_directory, write_json, write_text
 from components.foundation.params import Params, ValidationParams
@@ -114,9 +115,9 @@ def validation_report(
 
     Keys: category, passed (no error), errors and warnings (one sentence for each broken rule), images, bits (at which
     deep grey images are read, see `components.images.depth`), counts (per "split/kind"), left_out (per reason: count,
-    names, the first 50 of the files that are not used), data_digest, ranges (per measure: low, median, high), checks
-    (per rule: rule, suite, severity, demand, remedy, success, checked, failing, images: the first 50 offending, each
-    with name, problem, other file).
+    names, the first 50 of the files that are not used), data_digest, data_version (DVC's digest of the folder), ranges
+    (per measure: low, median, high), checks (per rule: rule, suite, severity, demand, remedy, success, checked,
+    failing, images: the first 50 offending, each with name, problem, other file).
     """
     ranges = good_ranges(table, limits.max_deviations)
     checks = run_suite([*category_suite(table, limits, bits), *evaluation_suite(table, limits)], table)
@@ -137,6 +138,7 @@ def validation_report(
             reason: {"count": len(names), "names": names[:LISTED]} for reason, names in reasons(unused).items()
         },
         "data_digest": data_digest(category, table),
+        "data_version": digest_of_folder(category.root),
         "ranges": {
             name: {key: round(end, 6) for key, end in expected._asdict().items()} for name, expected in ranges.items()
         },

@@ -64,7 +64,7 @@ def data_version(category: str, params: Params) -> DataVersion:
     report, root = read_json(Places(category).validation / "report.json"), Path(params.data.root)
     lineage = lineage_of(root, category)
     digest, counts = report["data_digest"], report["counts"]
-    return DataVersion(category, digest, root / category, counts, lineage.version, lineage.commit)
+    return DataVersion(category, digest, root / category, counts, report["data_version"], lineage.commit)
 
 
 def open_category_run(category: str, params: Params, stage: str) -> Run:

@@ -34,7 +34,8 @@ class Version:
         commit: 40 hex digits. date: the commit's, ISO 8601 with its zone.
         images, good: number of all images, and of the good ones to learn from; None where DVC's cache does not hold
             the version's list of files.
-        digest: DVC's, which names the content.
+        digest: DVC's, which names the content. learned: names the training images in it, as a capsule that learned from
+            them does (`data_digest`); None where the list of files is not there.
         is_current: whether the project's folder is at this version (its .dvc file says so).
     """
 
@@ -45,6 +46,7 @@ class Version:
     images: int | None
     good: int | None
     digest: str
+    learned: str | None
     is_current: bool
 
 
@@ -203,7 +205,8 @@ def _versions(repo: Any, category: str, params: Params) -> Iterable[Version]:
         counts = data_version.count_images(manifest) if manifest is not None else None
         good = sum(count for name, count in counts.items() if not name.startswith("test/")) if counts else None
         images = sum(counts.values()) if counts is not None else None
-        yield Version(category, commit, date, subject, images, good, digest, commit in chosen)
+        learned = data_version.learned_digest(manifest) if manifest is not None else None
+        yield Version(category, commit, date, subject, images, good, digest, learned, commit in chosen)
 
 
 def _manifest(repo: Any, digest: str) -> dict[str, str]:

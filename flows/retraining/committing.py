@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.data import version as data_version
-from components.data.version import md5_bytes
+from components.foundation.dvc_digests import folder_digest, md5_bytes
 from components.foundation.errors import UserError
 from components.foundation.files import held_lock
 from components.foundation.libraries import library_versions
@@ -260,7 +259,7 @@ def _digest_in_commit(path: str, files: Mapping[str, bytes]) -> str:
         return ""
     names = git.list_files("HEAD", path)
     digests = {name: md5_bytes(content) for name, content in git.read_many("HEAD", names).items()}
-    return digests.get(path) or (data_version.folder_digest(_below(digests, path)) if digests else "")
+    return digests.get(path) or (folder_digest(_below(digests, path)) if digests else "")
 
 
 def _below(digests: Mapping[str, str], folder: str) -> dict[str, str]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.data.version import md5_file, parse_manifest
+from components.data.version import parse_manifest
+from components.foundation.dvc_digests import md5_file
 from components.foundation.errors import UserError
 from components.foundation.libraries import FILE as LIBRARIES_FILE
 from components.foundation.libraries import library_versions

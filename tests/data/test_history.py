@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from components.foundation.dvc_digests import digest_of_folder
 from components.foundation.errors import UserError
+from components.foundation.limits import ImageLimits
+from components.images.dataset import list_category
+from components.images.table import image_table, learned_images
 from flows.commands.data import SHEET
 from flows.data.dvc_project import open_project
 from flows.data.history import diff_versions, list_versions, verify
@@ -259,3 +263,24 @@ def test_the_commands_tell_the_story(git_project: Project, tmp_path: Path) -> No
     assert verified.returncode == 1
     assert "is corrupt" in verified.stdout
     assert "1 objects are missing or corrupt" in verified.stderr
+
+
+def test_a_capsules_name_for_what_it_learned_is_that_of_the_version_that_holds_it(git_project: Project) -> None:
+    """Whatever lies in the folder besides training images, and whatever these are called."""
+    folder = Path("data/tiny/widget")
+    shutil.copy(folder / "train/good/000.png", folder / "train/good/again.png")
+    (folder / "validation/good").mkdir(parents=True)
+    write_image(folder / "validation/good/new.png", surface(np.random.default_rng(9)))
+    (folder / "train/good/notes.part").write_text("ignored by DVC")
+    (folder / "licence.txt").write_text("free")
+    commit_folder("widget")
+    (version,) = list_versions("widget")
+    table = image_table(list_category(folder), ImageLimits())
+    assert learned_images(table)["data_digest"] == version.learned
+    assert digest_of_folder(folder) == version.digest
+    (folder / "test/good/000.png").unlink()
+    (folder / "train/good/000.png").rename(folder / "train/good/renamed.png")
+    commit_folder("widget")
+    latest = list_versions("widget")[0]
+    assert latest.digest != version.digest
+    assert latest.learned == version.learned

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from mlflow.exceptions import MlflowException
 
-from components.data.version import folder_digest, md5_bytes, md5_file
+from components.foundation.dvc_digests import folder_digest, md5_bytes, md5_file
 from components.foundation.errors import UserError
 from components.foundation.files import write_json
 from components.foundation.params import load_params

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from components.data.version import folder_digest, md5_bytes
+from components.foundation.dvc_digests import folder_digest, md5_bytes
 from components.foundation.errors import UserError
 from components.foundation.processor import processor
 from flows.commands.reproduction import read_moment, read_version
