@@ -60,7 +60,7 @@ def test_two_versions_on_own_data_are_made_again_on_another_machine_to_the_same_
         assert f"widget: version {number} sent to origin" in words
         figures[number] = (here.folder / "metrics/widget.json").read_bytes()
         times[number] = datetime.now(UTC)
-    said(here.flawline("threshold", "widget", "--version", "2", "--false-alarms", "1/3"))
+    said(here.flawline("threshold", "widget", "--version", "2", "--false-alarms", "1/2"))
     here.git("push", "-q", "origin", "main")
     assert here.git("status", "--porcelain", "--untracked-files=no") == ""
     assert here.git("branch", "--format=%(refname:short)").split() == [

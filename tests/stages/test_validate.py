@@ -106,7 +106,8 @@ def test_report_has_the_promised_keys_and_types(root: Path) -> None:
     truncate(root / "train/good/003.png")
     report = json.loads(json.dumps(report_of(root), allow_nan=False))
     types = {"category": str, "passed": bool, "errors": list, "warnings": list, "images": int, "counts": dict}
-    types |= {"bits": int, "left_out": dict, "data_digest": str, "ranges": dict, "checks": list}
+    types |= {"bits": int, "left_out": dict, "data_digest": str, "data_version": str}
+    types |= {"ranges": dict, "checks": list}
     assert {key: type(value) for key, value in report.items()} == types
     for check in report["checks"]:
         keys = {"rule", "suite", "severity", "demand", "remedy", "success", "checked", "failing", "images"}
