@@ -163,7 +163,7 @@ def status(
 
         print_version(category, version, as_json)
         if not as_json:
-            _show_evidence([category])
+            _show_evidence([category], version)
         return
     rows = _status_rows(None)
     if as_json:
@@ -264,12 +264,12 @@ def _show_status(categories: list[str]) -> None:
         print_table(rows, COLUMNS)
 
 
-def _show_evidence(categories: list[str]) -> None:
-    """Say what champions still get wrong of what people have kept; seconds of imports only where there is any."""
+def _show_evidence(categories: list[str], version: int | None = None) -> None:
+    """Say what champions, or a version, still get wrong of what people have kept; imports only where there is any."""
     from flows.commands.feedback import categories_with_evidence, evidence_words
 
     for name in categories_with_evidence(categories):
-        if words := evidence_words(name):
+        if words := evidence_words(name, version):
             print(words)
 
 

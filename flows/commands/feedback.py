@@ -50,20 +50,22 @@ def feedback(
         print(f"{category}: this image is also learned from, as {learned}: what a model says of it proves little.")
 
 
-def evidence_words(category: str) -> str:
-    """What the champion still gets wrong, in a sentence; empty where there is no evidence, or no champion."""
+def evidence_words(category: str, number: int | None = None) -> str:
+    """What a version (None: the champion) still gets wrong, in a sentence; empty without evidence, or a champion."""
     from components.foundation.params import load_params
     from components.foundation.runtime import use_threads
     from components.registry.evidence import list_evidence, standing
-    from components.registry.versions import champion
+    from components.registry.versions import champion, find_version
 
-    found, served = list_evidence(category), champion(category)
-    if not found or served is None:
+    found = list_evidence(category)
+    judge = champion(category) if number is None else find_version(category, number)
+    if not found or judge is None:
         return ""
     params = load_params()
     use_threads(params.threads)
-    stands = standing(served, found, params.limits.image_limits())
-    return f"{category}: of what people kept as evidence, the champion (version {served.number}) {stands.words}."
+    words = standing(judge, found, params.limits.image_limits()).words
+    who = f"version {judge.number}" if number else f"the champion (version {judge.number})"
+    return f"{category}: of what people kept as evidence, {who} {words}."
 
 
 def categories_with_evidence(known: Sequence[str]) -> list[str]:

@@ -212,16 +212,17 @@ def _summarise(parent: tracking.Run, outcomes: Mapping[str, int | str], params: 
     numbers = {name: outcome if isinstance(outcome, int) else None for name, outcome in outcomes.items()}
     try:
         made = summary.versions_made(numbers)
+        notes = summary.evidence_notes(made, params.limits.image_limits())
         data = summary.data_used(made, params)
     except (UserError, OSError) as error:
         _say(f"The retraining's own run in MLflow has no table of what came of it: {error}")
         return
     if parent.is_tracked:
         parent.log_metrics(summary.mean_figures(made))
-        parent.set_tags({connection.NOTE: summary.as_markdown(made), **summary.verdict_tags(made)})
+        parent.set_tags({connection.NOTE: summary.as_markdown(made, notes), **summary.verdict_tags(made)})
         parent.log_data(data)
     reasons = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, str)}
-    _show_in_prefect(summary.as_page(made, reasons, parent.run_id))
+    _show_in_prefect(summary.as_page(made, reasons, parent.run_id, notes))
 
 
 def _show_in_prefect(page: str) -> None:

@@ -1,13 +1,16 @@
 """What a retraining came to, for those who look at it later: a table of its categories, and its own figures."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
+from components.foundation.errors import UserError
+from components.foundation.limits import ImageLimits
 from components.foundation.params import Params
 from components.foundation.places import Places
 from components.registry import versions as registry
+from components.registry.evidence import list_evidence, standing
 from components.registry.versions import Version, model_name
 from components.tracking.connection import FIGURES, SUMMARY, experiment_page, shown_uri, tracking_uri
 from components.tracking.fingerprint import data_version
@@ -29,19 +32,36 @@ def versions_made(numbers: Mapping[str, int | None]) -> dict[str, Version | None
     return {name: registry.find_version(name, number) if number else None for name, number in numbers.items()}
 
 
-def as_markdown(made: Mapping[str, Version | None]) -> str:
-    """A table with one line per category, which leads to the run and to the version."""
+def evidence_notes(made: Mapping[str, Version | None], limits: ImageLimits) -> list[str]:
+    """A sentence for each version whose category has images on which people have overruled a model."""
+    return [note for version in made.values() if version and (note := _evidence_note(version, limits))]
+
+
+def _evidence_note(version: Version, limits: ImageLimits) -> str:
+    try:
+        kept = list_evidence(version.category)
+        words = standing(version, kept, limits).words if kept else ""
+    except UserError as error:
+        return str(error)
+    return f"Of what people kept as evidence, {version.category} version {version.number} {words}." if kept else ""
+
+
+def as_markdown(made: Mapping[str, Version | None], notes: Sequence[str] = ()) -> str:
+    """A table with one line per category, which leads to the run and to the version; `notes` as a list below it."""
     titles = ["category", *_COLUMNS.values(), "threshold", "data", "version", "verdict"]
     lines = [titles, ["---"] * len(titles), *(_cells(name, version) for name, version in made.items())]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join([table, *(["", *(f"- {note}" for note in notes)] if notes else [])])
 
 
-def as_page(made: Mapping[str, Version | None], reasons: Mapping[str, str], run_id: str) -> str:
+def as_page(
+    made: Mapping[str, Version | None], reasons: Mapping[str, str], run_id: str, notes: Sequence[str] = ()
+) -> str:
     """The table for another page than MLflow's, with why categories failed, and where MLflow shows the rest.
 
     reasons: by category. run_id: of the retraining's own run in MLflow; empty for none.
     """
-    page, uri = as_markdown(made), shown_uri(tracking_uri())
+    page, uri = as_markdown(made, notes), shown_uri(tracking_uri())
     if uri.startswith("http"):
         page = page.replace("](#", f"]({uri}/#")
         where = f"[Retrainings in MLflow]({uri}{experiment_page()})" if run_id else ""

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from components.foundation.errors import UserError
 from components.foundation.files import sha256_file
+from components.foundation.limits import ImageLimits
 from components.registry.evidence import list_evidence
 from components.registry.promotion import promote
 from components.registry.versions import register
@@ -17,6 +18,7 @@ from flows.commands import feedback as command
 from flows.commands.cli import app
 from flows.commands.feedback import evidence_words
 from flows.data.versions import commit_folder
+from flows.retraining import summary
 from tests.conftest import MakeCapsule
 from tests.project import Project, write_image
 
@@ -89,6 +91,11 @@ def test_each_champion_is_measured_by_all_that_was_kept(served: Project) -> None
     tell(image_file("c.png", 100), "good")
     first = "misses 2 of 2 defects and calls 0 of 1 good images defective."
     assert evidence_words("widget") == f"widget: of what people kept as evidence, the champion (version 1) {first}"
+    assert "evidence, version 2 misses 0 of 2 defects" in evidence_words("widget", 2)
+    notes = summary.evidence_notes(summary.versions_made({"widget": 2, "gadget": None}), ImageLimits())
+    words = "misses 0 of 2 defects and calls 1 of 1 good images defective"
+    assert notes == [f"Of what people kept as evidence, widget version 2 {words}."]
+    assert notes[0] in summary.as_page(summary.versions_made({"widget": 2}), {}, "", notes)
     promote("widget", 2, "it calls everything defective")
     assert "(version 2) misses 0 of 2 defects and calls 1 of 1 good images defective." in evidence_words("widget")
 
