@@ -4,6 +4,7 @@ The verdicts are those of both versions on the same images, each at its own thre
 the figures are worth, with their intervals, the gate says.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,9 @@ from components.detection.capsule import read_card
 from components.foundation.limits import ImageLimits
 from components.foundation.making import differences
 from components.images.dataset import ImageRecord
+from components.images.identity import HELD_OUT, Roles, both_held_out, changes
 from components.registry.kept_scores import scores_of
+from components.registry.roles import version_roles
 from components.registry.threshold import ORIGIN, threshold_origin
 from components.registry.versions import Version, download_capsule, find_version
 
@@ -91,6 +94,9 @@ def _made_of(first: Version, second: Version) -> Iterator[tuple[str, str, str]]:
         "code commit": (first.commit[:10], second.commit[:10]),
     }
     yield from ((name, old or "–", new or "–") for name, (old, new) in facts.items() if old != new)
+    roles = version_roles(first), version_roles(second)
+    if roles[0] and roles[1]:
+        yield from role_rows(roles[0], roles[1])
     cards = [read_card(download_capsule(one.category, one.number)) for one in (first, second)]
     origins = [(threshold_origin(card) or {}).get("in_words") for card in cards]
     if origins[0] != origins[1]:
@@ -98,6 +104,18 @@ def _made_of(first: Version, second: Version) -> Iterator[tuple[str, str, str]]:
     for key, old, new in differences(*(card["provenance"] for card in cards)):
         if key.partition(".")[0] not in ("data_digest", ORIGIN):
             yield key.removeprefix("params."), _text(old), _text(new)
+
+
+def role_rows(one: Roles, other: Roles) -> Iterator[tuple[str, str, str]]:
+    """How many images were held out, how many of them by both, and which known images have another role, and why."""
+    held = [len(roles.of_role(*HELD_OUT)) for roles in (one, other)]
+    same = len(both_held_out(one, other))
+    if held != [same, same]:
+        yield "held-out images", str(held[0]), f"{held[1]}, {same} of them the same"
+    alike = Counter((change.before, change.after, change.reason) for change in changes(one, other))
+    for (before, after, reason), count in alike.most_common():
+        words = f"{count} image{'s' if count > 1 else ''}, as {reason}"
+        yield "changed role", before, f"{after}: {words}"
 
 
 def _text(value: Any) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from components.foundation.files import digest_tree
 from tests.project import Project, surface, write_image
 
 LEARNING = ("synthesize@widget", "train@widget", "fit@widget")
@@ -56,3 +57,16 @@ def test_a_new_good_image_is_learned(ran: Project, tmp_path: Path) -> None:
     said = project.dvc("status", *LEARNING).stdout
     assert "artifacts/widget/validation/learned.json" in said
     assert "data/tiny/widget/train" in said
+
+
+@pytest.mark.slow
+def test_other_names_of_the_good_images_teach_nothing_new(ran: Project, tmp_path: Path) -> None:
+    project = ran.copy(tmp_path / "renamed")
+    good = project.folder / "data/tiny/widget/train/good"
+    for number, path in enumerate(sorted(good.iterdir(), reverse=True)):
+        path.rename(good / f"part {number}.png")
+    prepared = digest_tree(project.folder / "artifacts/widget/prepared")
+    done = project.dvc("repro", "-s", "validate@widget", "synthesize@widget")
+    assert done.returncode == 0, done.stderr
+    assert digest_tree(project.folder / "artifacts/widget/prepared") == prepared
+    assert "artifacts/widget/prepared" not in project.dvc("status", "train@widget", "fit@widget").stdout
