@@ -68,10 +68,13 @@ def workspace(mlflow_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.fixture(scope="session")
 def make_capsule() -> MakeCapsule:
     """`make_capsule(folder, threshold=…, category=…, bits=…)` writes a real capsule of a tiny random network."""
+    from dataclasses import replace
+
     import numpy as np
 
     from components.detection.capsule import Capsule, save_capsule
     from components.detection.detector import Composition, Detector, Part, arrange
+    from components.detection.promise import promise
     from components.detection.scale import Scale
     from components.foundation.params import BackboneParams
     from components.images.tensors import as_tensor
@@ -93,7 +96,9 @@ def make_capsule() -> MakeCapsule:
         bits: int = 16,
     ) -> Path:
         provenance = {"data_digest": "d" * 64}
-        made = (detector, threshold, calibration, selection or {}, provenance)
+        promised = replace(promise(calibration, 0.5, 0.95), value=threshold)
+        said = {"promise": promised.to_json(), "missed": {}, "set_by": []}
+        made = (detector, threshold, calibration, {**said, **(selection or {})}, provenance)
         capsule = Capsule(category, "pretrained", *made, bits=bits)
         save_capsule(capsule, good[:2], folder)
         return folder

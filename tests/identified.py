@@ -1,12 +1,13 @@
 """Images by their digests, for tests that make a prepared category or a validated one by hand."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from components.foundation.files import sha256_file
-from components.images.identity import EXAMINE, LEARN, Roles
+from components.images.identity import CALIBRATE, EXAMINE, LEARN, Roles
 
 
 def digest_of_key(key: int) -> str:
@@ -14,10 +15,14 @@ def digest_of_key(key: int) -> str:
     return f"{key:016x}".ljust(64, "0")
 
 
-def roles_of(held_out: np.ndarray) -> Roles:
-    """Roles of images with the keys 0, 1, 2, … of which those (N,) bool are held out; none are near-duplicates."""
+def roles_of(held_out: np.ndarray, calibrate: Sequence[int] = ()) -> Roles:
+    """Roles of images with the keys 0, 1, 2, … of which those (N,) bool are held out; none are near-duplicates.
+
+    calibrate: which of these sit no exam.
+    """
     digests = tuple(digest_of_key(key) for key in range(len(held_out)))
-    return Roles(digests, tuple(EXAMINE if held else LEARN for held in held_out), digests)
+    roles = [CALIBRATE if row in calibrate else EXAMINE if held else LEARN for row, held in enumerate(held_out)]
+    return Roles(digests, tuple(roles), digests)
 
 
 def validated(good: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save
 from components.detection import conformal
 from components.detection.detector import Composition, Detector, Part
 from components.detection.network_part import NetworkPart
+from components.detection.promise import Promise
 from components.detection.scale import Scale
 from components.foundation.errors import UserError
 from components.foundation.files import digest_of, new_directory, read_json, sha256_file, write_bytes, write_json
@@ -41,7 +42,8 @@ class Capsule:
         category, method: what it inspects, and how it was made.
         detector: scores images.
         threshold: image scores above it are alarms.
-        calibration: (n,) float32 scores of the held-out good images, ascending.
+        calibration: (n,) float32 scores of good images by what had not learned them, ascending; of near-duplicates the
+            highest.
         selection: what the exam said, and which compositions were kept.
         provenance: data digest, parameters, library versions; the version's git commit says which code.
         map_range: (low, high) of the colour scale of its maps; None in a capsule that was made before there was one.
@@ -65,6 +67,20 @@ class Capsule:
     def score(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
         """`Detector.score`: image scores (N,) float32 and anomaly maps (N, size, size) float32."""
         return self.detector.score(images)
+
+    @property
+    def promise(self) -> Promise:
+        """What the threshold promises; UserError in a capsule that was made before this was kept, or of another one."""
+        try:
+            promise = Promise.from_json(self.selection["promise"])
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"The capsule of {self.category} does not say what its threshold promises: make it anew with "
+                "`flawline run`."
+            ) from error
+        if promise.value != self.threshold:
+            raise UserError(f"The capsule of {self.category} has a promise of another threshold: make it anew.")
+        return promise
 
     def p_values(self, scores: np.ndarray) -> np.ndarray:
         """Conformal p-values (N,) in (0, 1]: how often a good image scores at least that high."""
@@ -150,7 +166,7 @@ def read_roles(folder: Path) -> Roles | None:
 
 
 def count_calibration(folder: Path) -> int:
-    """How many held-out good images set the threshold of a stored capsule."""
+    """How many good images, near-duplicates counted once, set the threshold of a stored capsule."""
     with safe_open(folder / "density.safetensors", "numpy") as arrays:
         return int(arrays.get_slice("calibration").get_shape()[0])
 

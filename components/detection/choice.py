@@ -49,6 +49,11 @@ class Choice:
         return self.image[0].encoder
 
     @property
+    def is_taught(self) -> bool:
+        """Whether an encoder that was trained on the category serves."""
+        return any(composition.encoder != PRETRAINED for composition in self.all)
+
+    @property
     def all(self) -> list[Composition]:
         """Every chosen composition once."""
         return list(dict.fromkeys([*self.image, *self.map]))

@@ -11,7 +11,7 @@ Vovk, "Conditional validity of inductive conformal predictors" (ACML 2012), and 
 
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil, expm1, floor, log, log1p
+from math import ceil, expm1, log, log1p
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,31 +40,6 @@ class Threshold:
     def met(self) -> bool:
         """Whether the promise is as strong as requested."""
         return self.guaranteed <= self.requested
-
-
-@dataclass(frozen=True)
-class Guarantee:
-    """What n held-out good images can promise about the false-alarm rate.
-
-    n: held-out good images. alpha: the false-alarm rate wished for. confidence: of the promise.
-    needed: fewest held-out good images that can promise alpha at this confidence (threshold at their maximum).
-    best_alpha: the smallest rate that n images can promise at this confidence; 1.0 for none.
-    marginal_alpha: the smallest average rate that n images can promise, 1 / (n + 1).
-    words: all this in one sentence.
-    """
-
-    n: int
-    alpha: float
-    confidence: float
-    needed: int
-    best_alpha: float
-    marginal_alpha: float
-    words: str
-
-    @property
-    def met(self) -> bool:
-        """Whether n images are enough for alpha at this confidence."""
-        return self.n >= self.needed
 
 
 def split_conformal_threshold(good_scores: ArrayLike, alpha: float) -> Threshold:
@@ -154,22 +129,6 @@ def needed_images(alpha: float, confidence: float) -> int:
     return max(1, ceil(log(risk) / log1p(-alpha) * (1 - 1e-12)))
 
 
-def guarantee(n: int, alpha: float, confidence: float = 0.95) -> Guarantee:
-    """What n held-out good images can promise against a wished false-alarm rate alpha, in numbers and words.
-
-    >>> guarantee(60, 0.05).words
-    'at most 1 false alarm in 20 good parts, with 95 % confidence: 60 held-out good images promise it, 59 would do'
-    """
-    needed = needed_images(alpha, confidence)
-    best = _best_rate(n, confidence)
-    wish, sure = f"at most {_rate_words(alpha)}", f"with {100 * confidence:g} % confidence"
-    if n >= needed:
-        words = f"{wish}, {sure}: {_images(n)} promise it, {needed} would do"
-    else:
-        words = f"{_best_words(n, best)}; {wish}, {sure}, takes {needed}"
-    return Guarantee(n, alpha, confidence, needed, best, 1 / (n + 1), words)
-
-
 def p_values(calibration_scores: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
     """Conformal p-values (M,) of scores (M,) against held-out good scores (n,), in [1 / (n + 1), 1].
 
@@ -236,20 +195,3 @@ def _best_rate(n: int, confidence: float) -> float:
     """1 - (1 - confidence)^(1 / n), the rate that the maximum of n scores promises; 1.0 for no image."""
     risk = float(1 - _exact(confidence, "confidence"))
     return -expm1(log(risk) / n) if n else 1.0
-
-
-def _images(count: int) -> str:
-    return f"{count} held-out good image{'s' if count != 1 else ''}"
-
-
-def _rate_words(alpha: float) -> str:
-    ratio = Fraction(alpha).limit_denominator(10**6) or _exact(alpha, "alpha")
-    plural = "s" if ratio.numerator != 1 else ""
-    return f"{ratio.numerator} false alarm{plural} in {ratio.denominator} good parts"
-
-
-def _best_words(n: int, best_alpha: float) -> str:
-    parts = floor(1 / best_alpha)  # rounded towards the weaker promise
-    if parts == 1:
-        return f"{_images(n)} can promise nothing useful about false alarms"
-    return f"{_images(n)} can promise 1 false alarm in {parts} good parts at best"

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from components.detection.calibration import Calibration, Plan, judged_samples, learns_held_out, no_samples
 from components.detection.detector import BATCH, Detector
 from components.detection.network_exam import RASTER, examine_detector, part_of
 from components.detection.network_part import NetworkPart
@@ -29,35 +30,31 @@ def open_network(folder: Path, params: Params) -> MapNetwork | None:
 
 
 @dataclass(frozen=True)
-class Baseline:
-    """The detector without the network.
-
-    Attributes:
-        name: of its representation, such as "pretrained".
-        detector: as it would serve.
-        calibration: (n,) its scores of the held-out good images, as if it had not seen them.
-        map_range: of its maps of them, likewise.
-        unseen: the same detector, fitted without the held-out images; it sits the exam.
-    """
-
-    name: str
-    detector: Detector
-    calibration: np.ndarray
-    map_range: tuple[float, float]
-    unseen: Detector
-
-
-@dataclass(frozen=True)
 class Served:
-    """What serves: the detector, its scores (n,) of the held-out good images, the range of its maps, and why it does.
+    """What serves: the detector, its scores of good images as if they were new, the range of its maps, and why it does.
 
     selection: what replaces and adds to the capsule's selection.
     """
 
     detector: Detector
-    calibration: np.ndarray
+    calibration: Calibration
     map_range: tuple[float, float]
     selection: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The detector without the network.
+
+    Attributes:
+        name: of its representation, such as "pretrained".
+        served: as it would serve.
+        unseen: the same detector, fitted without the held-out images; it sits the exam.
+    """
+
+    name: str
+    served: Served
+    unseen: Detector
 
 
 def with_network(
@@ -68,8 +65,9 @@ def with_network(
     The network alone, or for the hybrid method the mean of both, serves unless the exam says that the baseline is
     better by more than `fit.margin` and `network.keep` is "exam". Where the exam says so, stderr does too.
     """
-    part, own = calibrated(part_of(network, params, view), prepared)
     hybrid = params.method == HYBRID
+    plan = Plan.of(prepared, params, taught=True, refit=hybrid and learns_held_out(prepared, params))
+    part, own = calibrated(part_of(network, params, view), prepared, plan)
     name = f"{baseline.name} + {NETWORK}" if hybrid else NETWORK
     examined = _joined(baseline.unseen, part, hybrid)
     marks = {baseline.name: examine_detector(baseline.unseen, prepared), name: examine_detector(examined, prepared)}
@@ -87,14 +85,13 @@ def with_network(
         },
     }
     if kept:
-        return Served(baseline.detector, baseline.calibration, baseline.map_range, selection)
+        return replace(baseline.served, selection=selection)
     if hybrid:
-        parts = sum(part.for_image for part in baseline.detector.parts)
-        own = (parts * baseline.calibration + own) / (parts + 1)  # as Detector.score averages
+        own = averaged(own, baseline, prepared)
     shown = map_range(
         examined.score(np.asarray(prepared.images[rows]))[1] for rows in batches(prepared.held_out_rows, BATCH)
     )
-    return Served(_joined(baseline.detector, part, hybrid), own.astype(np.float32), shown, selection)
+    return Served(_joined(baseline.served.detector, part, hybrid), own, shown, selection)
 
 
 def _joined(baseline: Detector, part: NetworkPart, hybrid: bool) -> Detector:
@@ -104,16 +101,30 @@ def _joined(baseline: Detector, part: NetworkPart, hybrid: bool) -> Detector:
     return Detector(baseline.encoders, baseline.parts, baseline.size, baseline.sigma, baseline.heads, [part])
 
 
-def calibrated(part: NetworkPart, prepared: Prepared) -> tuple[NetworkPart, np.ndarray]:
-    """The part on the scale of its own scores and pixels of the held-out good images, and these scores (n,) on it."""
+def averaged(own: Calibration, baseline: Baseline, prepared: Prepared) -> Calibration:
+    """The network's scores with the baseline's, as `Detector.score` averages them."""
+    beside = baseline.served.calibration.of(own.plan, prepared)
+    parts = sum(part.for_image for part in baseline.served.detector.parts)
+    scores, samples = (
+        ((parts * one + other) / (parts + 1)).astype(np.float32)
+        for one, other in ((beside.scores, own.scores), (beside.samples, own.samples))
+    )
+    return Calibration(own.plan, scores, samples)
+
+
+def calibrated(part: NetworkPart, prepared: Prepared, plan: Plan) -> tuple[NetworkPart, Calibration]:
+    """The part on the scale of its own scores and pixels of the plan's images, and what it says of them on it."""
     scored = [
-        part.log_odds(as_tensor(np.ascontiguousarray(prepared.images[rows])))
-        for rows in batches(prepared.held_out_rows, BATCH)
+        part.log_odds(as_tensor(np.ascontiguousarray(prepared.images[rows]))) for rows in batches(plan.rows, BATCH)
     ]
     scores = np.concatenate([score for score, _ in scored])
     pixels = np.concatenate([maps[:, ::RASTER, ::RASTER].numpy() for _, maps in scored])
-    scale = Scale.of(scores)
-    return replace(part, image_scale=scale, map_scale=Scale.of(pixels)), scale.apply(scores).astype(np.float32)
+    scale, samples = Scale.of(scores), no_samples(prepared)
+    for kind, images in enumerate(prepared.exam_images):
+        for rows in batches(judged_samples(prepared, plan), BATCH):
+            samples[kind, rows] = part.log_odds(as_tensor(np.ascontiguousarray(images[rows])))[0]
+    own = Calibration(plan, scale.apply(scores).astype(np.float32), scale.apply(samples))
+    return replace(part, image_scale=scale, map_scale=Scale.of(pixels)), own
 
 
 def _sentence(category: str, method: str, before: float, after: float, kept: bool) -> str:

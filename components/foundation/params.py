@@ -236,7 +236,10 @@ class SynthesisParams(_Section):
         0.2,
         gt=0,
         lt=0.9,
-        description="share of the good images, about, that is not learned from: for the exam and the threshold",
+        description="share of the good images, about, that no training sees: for the exam and the threshold",
+    )
+    calibrate: float = Field(
+        0.5, ge=0, lt=1, description="share of these that sits no exam either, for the threshold of what was trained"
     )
     exam_images: int = Field(
         120,
@@ -566,10 +569,14 @@ class FitParams(_Section):
 
 
 class ThresholdParams(_Section):
-    """The alarm threshold, from held-out good images alone."""
+    """The alarm threshold, from good images alone."""
 
     false_alarm_rate: float = Field(0.02, gt=0, lt=1, description="share of good parts that may be called defective")
-    confidence: float = Field(0.95, gt=0, lt=1, description="with which that is promised")
+    promise: Literal["confident", "marginal"] = Field(
+        "confident", description="whether that is promised of this very threshold or on average over such thresholds"
+    )
+    confidence: float = Field(0.95, gt=0, lt=1, description="of the confident promise")
+    folds: int = Field(10, ge=2, le=50, description="parts of the good images that are scored as new ones in turn")
 
 
 class EvaluationParams(_Section):

@@ -18,7 +18,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from components.detection.capsule import checked_card
-from components.detection.conformal import guarantee, split_conformal_threshold
+from components.detection.promise import reset
 from components.evaluation.metrics import f1_at, false_alarm_rate
 from components.foundation.errors import UserError
 from components.foundation.files import copy_file, digest_of, new_directory, write_json
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 ORIGIN = "threshold"  # in the provenance: of_version, of_capsule, false_alarm_rate, in_words
 SCORES = "evaluation/scores.csv"  # artifact of the run that made a version: name, kind and score of each test image
-_APPROXIMATE = " (approximately"
 _RATE = re.compile(r"\s*(\d+)\s*/\s*(\d+)\s*|\s*(0?\.\d+)\s*|\s*(\d+(?:\.\d+)?)\s*%\s*")
 _FREE = ("image_auroc", "pixel_auroc", "aupro", "exam_mark")  # figures that no threshold changes
 
@@ -82,7 +81,7 @@ def set_threshold(category: str, rate: float, number: int | None = None, confide
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "capsule"
         card = capsule_with_threshold(source, base.number, rate, confidence, folder)
-        promise = str(card["selection"]["threshold_guarantee"])
+        promise = str(card["selection"]["promise"]["sentence"])
         if card["threshold"] == base.threshold:
             return Reset(base, base, False, promise)
         known = {version.digest: version for version in list_versions(category)}
@@ -101,35 +100,27 @@ def capsule_with_threshold(source: Path, number: int, rate: float, confidence: f
     card = checked_card(source)
     fitted = threshold_origin(card) or {"of_version": number, "of_capsule": card["digest"]}
     scores = load_file(source / "density.safetensors")["calibration"]  # (n,) ascending
-    threshold = split_conformal_threshold(scores, rate)
-    words = guarantee(len(scores), rate, confidence).words
-    before = str(card["selection"].get("threshold_guarantee", ""))
-    if _APPROXIMATE in before:  # the model has learned these images too
-        words += _APPROXIMATE + before.partition(_APPROXIMATE)[2]
+    made, selection = reset(card["selection"], scores, rate, confidence)
     origin = {
         "of_version": fitted["of_version"],
         "of_capsule": fitted["of_capsule"],
         "false_alarm_rate": rate,
         "confidence": confidence,
-        "in_words": f"threshold of version {fitted['of_version']} set to {threshold.value:.6g}",
+        "in_words": f"threshold of version {fitted['of_version']} set to {made.value:.6g}",
     }
     changed = {
         **{name: value for name, value in card.items() if name != "digest"},
-        "threshold": threshold.value,
-        "selection": {
-            **card["selection"],
-            "threshold_guaranteed_rate": threshold.guaranteed,
-            "threshold_guarantee": words,
-        },
+        "threshold": made.value,
+        "selection": selection,
         "provenance": {**card["provenance"], ORIGIN: origin},
     }
-    made = {**changed, "digest": digest_of(changed)}
+    changed["digest"] = digest_of(changed)
     with new_directory(folder) as beside:
         for name in card["files"]:
             (beside / name).parent.mkdir(parents=True, exist_ok=True)
             copy_file(source / name, beside / name)
-        write_json(beside / "capsule.json", made)
-    return made
+        write_json(beside / "capsule.json", changed)
+    return changed
 
 
 def threshold_origin(card: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -189,7 +180,7 @@ def _new_run(client: "MlflowClient", experiment: str, base: Version, card: Mappi
         DATA_COMMIT: base.data_commit,
         GIT_COMMIT: base.commit,
         CAPSULE_DIGEST: str(card["digest"]),
-        NOTE: f"{origin['in_words'].capitalize()}, for {card['selection']['threshold_guarantee']}.",
+        NOTE: f"{origin['in_words'].capitalize()}: {card['selection']['promise']['sentence']}.",
     }
     name = f"{base.category} {origin['in_words']}"
     return str(client.create_run(experiment, run_name=name, tags={k: v for k, v in tags.items() if v}).info.run_id)

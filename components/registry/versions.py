@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.detection.promise import promise_words
 from components.foundation.errors import UserError
 from components.foundation.files import held_lock, is_digest, new_directory
 from components.foundation.mlflow_store import database_of, database_uri
@@ -457,7 +458,7 @@ def _version_tags(
         _DATA: str(card["provenance"].get("data_digest", "")),
         _THRESHOLD: repr(float(card["threshold"])),
         _KINDS: json.dumps(_rounded(by_kind), ensure_ascii=False),
-        _PROMISE: str(card["selection"].get("threshold_guarantee", "")),
+        _PROMISE: promise_words(card["selection"]),
         **{_METRIC + name: repr(float(value)) for name, value in metrics.items() if value is not None},
     }
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from components.detection.capsule import Capsule, load_capsule
 from components.detection.detector import BATCH, Detector
+from components.detection.promise import cost_words
 from components.evaluation.figures import (
     exam_figure,
     history_figure,
@@ -33,7 +34,7 @@ from components.evaluation.metrics import (
     pixel_figures,
     roc_curve,
 )
-from components.foundation.files import new_directory, write_json, write_text
+from components.foundation.files import new_directory, sha256_file, write_json, write_text
 from components.foundation.limits import ImageLimits
 from components.foundation.making import check_making
 from components.foundation.params import EvaluationParams, Params
@@ -90,11 +91,13 @@ def main(category: str, params: Params) -> None:
     places = Places(category)
     capsule = load_capsule(places.capsule)
     check_making(str(places.capsule), capsule.provenance, params, learned_digest(category))
-    records = list_category(Path(params.data.root) / category).test
+    images = list_category(Path(params.data.root) / category)
+    records, setting = images.test, setting_images(capsule, images.train)
     with open_category_run(category, params, "evaluate") as run:
         scored = score_records(capsule.detector, records, params.limits.image_limits().at_depth(capsule.bits))
         metrics = measure(capsule, scored, params.evaluation, params.seed)
-        write_evaluation(places.evaluation, capsule, scored, metrics, params)
+        metrics["set_by"] = [{"name": record.name, "score": score} for record, score in setting]
+        write_evaluation(places.evaluation, capsule, scored, setting, metrics, params)
         write_plots(places.plots, scored, places.encoder / "history.csv")
         write_json(places.metrics, {name: metrics[name] for name in SUMMARY})
         log_pictures(run, capsule, scored, params)
@@ -137,7 +140,8 @@ def measure(capsule: Capsule, scored: Scored, params: EvaluationParams, seed: in
         "f1_max": best_f1,
         "false_alarm_rate": false_alarm_rate(scores[~labels], capsule.threshold),
         "threshold": capsule.threshold,
-        "threshold_guarantee": capsule.selection["threshold_guarantee"],
+        "promise": capsule.promise.sentence,
+        "missed": capsule.selection["missed"],
         "exam_mark": capsule.selection["held_out_marks"][capsule.selection["encoder"]],
         "encoder": capsule.selection["encoder"],
         "training_helped": capsule.selection["encoder"] != "pretrained" if capsule.method != "pretrained" else None,
@@ -147,10 +151,24 @@ def measure(capsule: Capsule, scored: Scored, params: EvaluationParams, seed: in
     }
 
 
+def setting_images(capsule: Capsule, good: Sequence[ImageRecord]) -> list[tuple[ImageRecord, float]]:
+    """The good images that set the threshold, the highest first, with their scores by what had not learned them."""
+    scores = {row["digest"]: row["score"] for row in capsule.selection["set_by"]}
+    records: dict[str, ImageRecord] = {}
+    for record in good:
+        records.setdefault(sha256_file(record.path), record)
+    return [(records[digest], score) for digest, score in scores.items() if digest in records]
+
+
 def write_evaluation(
-    folder: Path, capsule: Capsule, scored: Scored, metrics: Mapping[str, Any], params: Params
+    folder: Path,
+    capsule: Capsule,
+    scored: Scored,
+    setting: Sequence[tuple[ImageRecord, float]],
+    metrics: Mapping[str, Any],
+    params: Params,
 ) -> None:
-    """Write figures.json (all figures), scores.csv, roc.png, scores.png and gallery.png, all or none."""
+    """Write figures.json (all figures), scores.csv, roc.png, scores.png, gallery.png and set_by.png, all or none."""
     with new_directory(folder) as beside:
         write_json(beside / "figures.json", metrics)
         write_text(beside / "scores.csv", scores_csv(capsule, scored))
@@ -159,6 +177,8 @@ def write_evaluation(
         score_histogram(scored.scores[~scored.labels], by_kind, capsule.threshold, beside / "scores.png")
         if len(scored.records):
             draw_gallery(beside / "gallery.png", capsule, scored, params)
+        if setting:
+            draw_setting(beside / "set_by.png", capsule, setting, params)
 
 
 def write_plots(folder: Path, scored: Scored, history: Path) -> None:
@@ -227,6 +247,23 @@ def draw_gallery(path: Path, capsule: Capsule, scored: Scored, params: Params) -
     )
 
 
+def draw_setting(path: Path, capsule: Capsule, setting: Sequence[tuple[ImageRecord, float]], params: Params) -> None:
+    """Draw the good images that set the threshold, so that a person can look whether they are good."""
+    limits, size = params.limits.image_limits().at_depth(capsule.bits), capsule.detector.size
+    images = [resize_image(read_image(record.path, limits), size) for record, _ in setting]
+    map_gallery(
+        images,
+        list(capsule.score(images)[1]),
+        None,
+        [score for _, score in setting],
+        [Path(record.name).name for record, _ in setting],
+        path,
+        map_range=capsule.map_range,
+        threshold=capsule.threshold,
+        title=f"{capsule.category}: the good images that set the threshold (alarm above {capsule.threshold:.3g})",
+    )
+
+
 def gallery_rows(scored: Scored, count: int) -> Iterator[int]:
     """Up to `count` images, taken in turn from every kind, the good ones with the highest scores first."""
     queues = [list(scored.rows_of(kind)) for kind in scored.defect_kinds]
@@ -281,10 +318,11 @@ def described(metrics: Mapping[str, Any]) -> str:
     good, defects = metrics["counts"]["good"], metrics["counts"]["defect"]
     figures = f"{', '.join(found)} on {good} good and {defects} defective test images. " if found else ""
     helped = {True: "training helped", False: "training did not help", None: "nothing was trained"}
+    cost = cost_words(metrics["missed"])
+    promise = "; ".join(filter(None, [metrics["promise"], cost]))
     return (
         f"{figures}Exam of held-out synthetic defects: {metrics['exam_mark']:.3f} with the representation "
-        f"{metrics['encoder']} ({helped[metrics['training_helped']]}). Alarm above {metrics['threshold']:.3g}: "
-        f"{metrics['threshold_guarantee']}."
+        f"{metrics['encoder']} ({helped[metrics['training_helped']]}). {promise[:1].upper()}{promise[1:]}."
     )
 
 

@@ -1,7 +1,6 @@
 """Stage fit: choose compositions by the synthetic exam, fit their Gaussians, set the threshold, write the capsule."""
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +8,11 @@ import numpy as np
 from torch import nn
 
 from components.density.gaussian import Scorer
+from components.detection.calibration import Plan, calibrated, fit_and_score, learns_held_out
 from components.detection.capsule import Capsule, save_capsule
 from components.detection.choice import Choice, choose, make_banks, say_if_training_did_not_help, selection_summary
-from components.detection.conformal import guarantee, split_conformal_threshold
-from components.detection.detector import BATCH, Composition, Detector, Part, activation, arrange, image_scores
-from components.detection.exam import fold_scorers
-from components.detection.feature_bank import few_images
-from components.detection.fitting import Banks, fit_scorers, learned
+from components.detection.detector import BATCH, Composition, Detector, Part, activation, image_scores
+from components.detection.fitting import Banks
 from components.detection.network_fit import Baseline, Served, open_network, with_network
 from components.detection.scale import Scale
 from components.evaluation.map_range import map_range
@@ -56,12 +53,13 @@ def main(category: str, params: Params) -> None:
     choice = choose(banks, params)
     say_if_training_did_not_help(category, choice)
     refit = learns_held_out(prepared, params)
-    served = fit_detector(choice, banks, prepared, params, heads, refit)
+    plan = Plan.of(prepared, params, taught=choice.is_taught, refit=refit)
+    served = fit_detector(choice, banks, prepared, params, heads, plan)
     if network := open_network(places.encoder, params):
-        unseen = fit_detector(choice, banks, prepared, params, heads, refit=False) if refit else served
+        apart = Plan.of(prepared, params, taught=True, refit=False)
+        unseen = fit_detector(choice, banks, prepared, params, heads, apart).detector if refit else served.detector
         view = view_of(params.network, load_nsa_params(places.prepared)[1]["kind"], category)
-        baseline = Baseline(choice.encoder, served.detector, served.calibration, served.map_range, unseen.detector)
-        served = with_network(baseline, network, prepared, params, view)
+        served = with_network(Baseline(choice.encoder, served, unseen), network, prepared, params, view)
     capsule = make_capsule(served, choice, prepared, params)
     save_capsule(capsule, golden_images(prepared), places.capsule)
 
@@ -100,20 +98,16 @@ def fit_detector(
     prepared: Prepared,
     params: Params,
     heads: Mapping[str, nn.Sequential],
-    refit: bool,
+    plan: Plan,
 ) -> Served:
-    """Fit the chosen compositions, and score the held-out good images.
+    """Fit the chosen compositions, and score good images as if they were new, as `plan` says.
 
-    refit: whether densities learn the held-out images in the end, which are then scored by cross-fitting. Each
-    composition is brought to the scale of its own scores on held-out good images.
+    Each composition is brought to the scale of these scores of its own.
     """
-    if refit:
-        scorers, distances = fit_to_all(choice.all, banks, prepared, params.fit.folds)
-    else:
-        scorers = fit_scorers(choice.all, banks)
-        distances = held_out_distances(scorers, banks, prepared)
+    fitted = fit_and_score(choice.all, choice.image, banks, prepared, plan)
+    scorers, distances = fitted.scorers, fitted.distances
     encoders = {name: banks[name].encoder for name in dict.fromkeys(c.encoder for c in choice.all)}
-    activations = held_out_activations({c: scorers[c] for c in choice.map}, encoders, heads, prepared)
+    activations = activations_of({c: scorers[c] for c in choice.map}, encoders, heads, prepared.images, plan.rows)
     parts = [
         Part(
             composition,
@@ -127,7 +121,7 @@ def fit_detector(
     ]
     detector = Detector(encoders, parts, params.image.side, SIGMA * params.image.side / 256, heads)
     shown = map_range(held_out_maps(detector, {**distances, **rectified(activations)}))
-    return Served(detector, calibration_scores(parts, distances), shown)
+    return Served(detector, calibrated(parts, fitted, plan), shown)
 
 
 def rectified(activations: Mapping[Composition, np.ndarray]) -> dict[Composition, np.ndarray]:
@@ -136,7 +130,7 @@ def rectified(activations: Mapping[Composition, np.ndarray]) -> dict[Composition
 
 
 def held_out_maps(detector: Detector, cells: Mapping[Composition, np.ndarray]) -> Iterator[np.ndarray]:
-    """Maps (b, size, size) of the held-out good images, batch by batch, from what each composition gives them.
+    """Maps (b, size, size) of good images, batch by batch, from what each composition gives them.
 
     cells: (n, L) or (n, h·w) per composition, by densities that have not learned them.
     """
@@ -145,62 +139,6 @@ def held_out_maps(detector: Detector, cells: Mapping[Composition, np.ndarray]) -
     for rows in batches(np.arange(count), BATCH):
         grids = [(part.composition, part.map_scale.apply(cells[part.composition][rows])) for part in shown]
         yield detector.merged_maps(grids, [], len(rows))
-
-
-def learns_held_out(prepared: Prepared, params: Params) -> bool:
-    """Whether the densities learn the held-out good images in the end: where images are few, each one counts."""
-    return params.fit.refit and few_images(prepared) and len(prepared.held_out_rows) >= 2
-
-
-def fit_to_all(
-    compositions: Sequence[Composition], banks: Banks, prepared: Prepared, folds: int
-) -> tuple[dict[Composition, Scorer], dict[Composition, np.ndarray]]:
-    """Scorers that have learned all good images, and cross-fitted distances (n,) or (n, L) of the held-out ones."""
-    rows = np.concatenate([prepared.fit_rows, prepared.held_out_rows])
-    held_out = prepared.folds_of(prepared.held_out_rows, folds, prepared.seed)
-    numbers = np.concatenate([np.full(len(prepared.fit_rows), -1), held_out])
-    scorers, distances = {}, {}
-    for widest, alike in nested(compositions).items():
-        features = learned(widest, banks[widest.encoder], rows)
-        everything = widest.scorer_of(features.reshape(-1, *features.shape[2:]))
-        by_fold = dict(fold_scorers(widest, features, numbers))
-        for composition in alike:
-            scorers[composition] = composition.narrowed(everything)
-            own = {k: composition.narrowed(scorer) for k, scorer in by_fold.items()}
-            distances[composition] = cross_fitted(own, features[0], numbers)
-    return scorers, {composition: distances[composition] for composition in compositions}
-
-
-def nested(compositions: Sequence[Composition]) -> dict[Composition, list[Composition]]:
-    """Compositions by the one whose fit holds theirs: those that differ in rank alone have the same directions."""
-    alike: dict[Composition, list[Composition]] = defaultdict(list)
-    for composition in compositions:
-        alike[replace(composition, rank=0) if composition.is_low_rank else composition].append(composition)
-    return {max(same, key=lambda c: c.rank): same for same in alike.values()}
-
-
-def cross_fitted(scorers: Mapping[int, Scorer], features: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """Distances (n,) or (n, L) of the images that are in a fold, by the scorer that has not learned that fold.
-
-    features: (N, …). folds: (N,) the fold of each image; −1 for those in none (cross-conformal prediction: Vovk,
-    "Cross-conformal predictors", 2015).
-    """
-    distances = np.empty(features.shape[:-1], np.float32)
-    for k, scorer in scorers.items():
-        distances[folds == k] = scorer.score(features[folds == k])
-    return distances[folds >= 0]
-
-
-def held_out_distances(
-    scorers: Mapping[Composition, Scorer], banks: Banks, prepared: Prepared
-) -> dict[Composition, np.ndarray]:
-    """Distances (n,) or (n, L) of the held-out good images for each composition; memory is bounded by a batch."""
-    found: dict[Composition, list[np.ndarray]] = {composition: [] for composition in scorers}
-    for rows in batches(prepared.held_out_rows, BATCH):
-        features = {name: banks[name].of(rows) for name in dict.fromkeys(c.encoder for c in scorers)}
-        for composition, pieces in found.items():
-            pieces.append(scorers[composition].score(arrange(features[composition.encoder], composition)))
-    return {composition: np.concatenate(pieces) for composition, pieces in found.items()}
 
 
 def map_scale(composition: Composition, distances: np.ndarray, activations: Mapping[Composition, np.ndarray]) -> Scale:
@@ -213,64 +151,48 @@ def map_scale(composition: Composition, distances: np.ndarray, activations: Mapp
     return replace(scale, centre=float(activations[composition].mean())) if composition in activations else scale
 
 
-def held_out_activations(
+def activations_of(
     scorers: Mapping[Composition, Scorer],
     encoders: Mapping[str, Encoder],
     heads: Mapping[str, nn.Sequential],
-    prepared: Prepared,
+    good: np.ndarray,
+    rows: np.ndarray,
 ) -> dict[Composition, np.ndarray]:
-    """GradCAM (n, h·w) of the held-out good images for each composition that has it.
+    """GradCAM (n, h·w) of the images `good[rows]` (uint8, (N, S, S, 3)) for each composition that has it.
 
     Without the ReLU: where it leaves nothing of the good images, there would be no scale.
     """
     found: dict[Composition, list[np.ndarray]] = {c: [] for c in scorers if c.map != "dense"}
-    for rows in batches(prepared.held_out_rows, BATCH):
-        images = as_tensor(np.ascontiguousarray(prepared.images[rows]))
+    for batch in batches(rows, BATCH):
+        images = as_tensor(np.ascontiguousarray(good[batch]))
         for c, pieces in found.items():
             maps = activation(c, scorers[c], encoders[c.encoder], heads.get(c.encoder), images, rectified=False)
             pieces.append(maps)
     return {composition: np.concatenate(pieces) for composition, pieces in found.items()}
 
 
-def calibration_scores(parts: Sequence[Part], distances: Mapping[Composition, np.ndarray]) -> np.ndarray:
-    """Image scores (n,) float32 of the held-out good images, from their distances, as `Detector.score` makes them."""
-    scores = [
-        part.image_scale.apply(image_scores(distances[part.composition], part.composition))
-        for part in parts
-        if part.for_image
-    ]
-    return np.mean(scores, axis=0).astype(np.float32)
-
-
 def make_capsule(served: Served, choice: Choice, prepared: Prepared, params: Params) -> Capsule:
-    """Set the threshold from the held-out good images' scores, and put everything together."""
+    """Set the threshold from the good images' scores, and put everything together."""
     calibration = served.calibration
-    threshold = split_conformal_threshold(calibration, params.threshold.false_alarm_rate)
+    promised = calibration.promise(prepared, params.threshold)
     return Capsule(
         category=prepared.category,
         method=params.method,
         detector=served.detector,
-        threshold=threshold.value,
-        calibration=calibration,
+        threshold=promised.value,
+        calibration=calibration.by_group(prepared),
         map_range=served.map_range,
         selection=selection_summary(choice)
         | served.selection
         | {
-            "threshold_guaranteed_rate": threshold.guaranteed,
-            "threshold_guarantee": guarantee_words(len(calibration), prepared, params, bool(served.detector.parts)),
+            "promise": promised.to_json(),
+            "set_by": calibration.setting(prepared, promised.value),
+            "missed": calibration.missed(prepared, promised.value),
         },
         provenance=making(params, READS, prepared.data_digest),  # no other key, or its bytes would grow stale
         bits=prepared.bits,
         roles=prepared.roles,
     )
-
-
-def guarantee_words(count: int, prepared: Prepared, params: Params, has_density: bool = True) -> str:
-    """What the threshold promises, and that the promise is approximate where a density learned those images too."""
-    words = guarantee(count, params.threshold.false_alarm_rate, params.threshold.confidence).words
-    if has_density and learns_held_out(prepared, params):
-        words += " (approximately, as in the end the model has learned these images too)"
-    return words
 
 
 def golden_images(prepared: Prepared) -> np.ndarray:

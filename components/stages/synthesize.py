@@ -18,7 +18,7 @@ from components.foundation.params import Params
 from components.foundation.places import Places
 from components.images.dataset import list_category
 from components.images.decode import read_image, resize_image
-from components.images.identity import Roles, keys_of
+from components.images.identity import EXAMINE, LEARN, Roles, keys_of
 from components.images.tensors import as_tensor
 from components.stages.command import run_stage
 from components.synthesis import cutpaste
@@ -50,7 +50,9 @@ def main(category: str, params: Params) -> None:
     places = Places(category)
     learned = read_json(places.validation / "learned.json")
     paths = good_images(category, params, learned)
-    roles = Roles.of(list(paths), learned["near_duplicates"], params.seed, params.synthesis.held_out)
+    share = params.synthesis.held_out
+    shares = share, share * params.synthesis.calibrate
+    roles = Roles.of(list(paths), learned["near_duplicates"], params.seed, *shares)
     source = choose_exam(roles, params.synthesis.exam_images)
     with new_directory(places.prepared) as folder:
         images = write_images(folder, list(paths.values()), params, learned["bits"])
@@ -92,7 +94,8 @@ def choose_exam(roles: Roles, limit: int) -> np.ndarray:
     """
     draws = uniform(roles.seed, ("exam",), 0, keys_of(roles.groups), 1)[:, 0]
     order = np.lexsort((roles.keys, draws))
-    unseen, seen = order[roles.is_held_out[order]], order[~roles.is_held_out[order]]
+    role = np.array(roles.roles)[order]
+    unseen, seen = order[role == EXAMINE], order[role == LEARN]
     if len(order) > limit:
         unseen = unseen[: max(1, limit // 3)]
         seen = seen[: limit - len(unseen)]

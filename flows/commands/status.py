@@ -38,7 +38,8 @@ def facts(version: Version) -> dict[str, str]:
     held = f" (commit {version.data_commit[:10]})" if version.data_commit else ""
     return {
         "method": version.method,
-        "threshold": f"{version.threshold:.4g}" + (f": {version.promise}" if version.promise else ""),
+        "threshold": f"{version.threshold:.4g}",
+        "promise": version.promise or "–",
         "data version": f"{version.data_version}{held}" if version.data_version else "",
         "code commit": version.commit,
         "commit": f"{version.git_commit} ({version.git_branch})" if version.git_commit else "",

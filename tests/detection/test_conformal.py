@@ -90,34 +90,6 @@ def test_needed_images_in_exact_arithmetic(alpha: str, confidence: str) -> None:
     assert n == 1 or missed ** (n - 1) > risk
 
 
-def test_guarantee_in_words() -> None:
-    short = conformal.guarantee(60, 1 / 200)
-    assert short.words == (
-        "60 held-out good images can promise 1 false alarm in 20 good parts at best; at most 1 false alarm in 200 good "
-        "parts, with 95 % confidence, takes 598"
-    )
-    assert (short.met, short.needed) == (False, 598)
-    assert short.best_alpha == pytest.approx(0.048703, abs=1e-6)
-    assert short.marginal_alpha == pytest.approx(1 / 61)
-    enough = conformal.guarantee(700, 0.03, 0.9)
-    assert enough.met
-    assert enough.words == (
-        "at most 3 false alarms in 100 good parts, with 90 % confidence: 700 held-out good images promise it, "
-        f"{enough.needed} would do"
-    )
-    assert conformal.guarantee(0, 0.01).words.startswith("0 held-out good images can promise nothing useful about")
-    assert conformal.guarantee(0, 0.01).best_alpha == 1.0
-
-
-@QUICK
-@given(st.integers(1, 2000), ALPHAS)
-def test_the_promise_in_words_is_never_stronger_than_the_numbers(n: int, alpha: float) -> None:
-    promise = conformal.guarantee(n, alpha)
-    assert promise.met == (promise.best_alpha <= alpha)
-    if not promise.met and "1 in " in promise.words:
-        assert 1 / int(promise.words.rsplit(" ", 1)[1]) >= promise.best_alpha
-
-
 def test_p_values_by_hand() -> None:
     calibration = [3.0, 1.0, 2.0, 2.0]
     np.testing.assert_allclose(

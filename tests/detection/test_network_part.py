@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from components.detection.calibration import Calibration, Plan, no_samples
 from components.detection.capsule import Capsule, load_capsule, save_capsule
 from components.detection.detector import Composition, Detector, Part, arrange
 from components.detection.network_exam import examine_detector, part_of
-from components.detection.network_fit import Baseline, calibrated, with_network
+from components.detection.network_fit import Baseline, Served, calibrated, with_network
 from components.detection.network_part import NetworkPart
 from components.detection.scale import Scale
 from components.evaluation.map_range import map_range
@@ -58,7 +59,7 @@ def prepared() -> Prepared:
         category="bolt",
         seed=0,
         data_digest="d",
-        roles=roles_of(np.arange(COUNT) >= 8),
+        roles=roles_of(np.arange(COUNT) >= 8, calibrate=(10, 11)),
         images=images,
         exam_source=np.arange(COUNT),
         exam_kinds=kinds,
@@ -115,9 +116,13 @@ def test_a_score_does_not_overflow() -> None:
 
 
 def test_calibrated_scores_of_held_out_good_images_have_mean_0_and_deviation_1(prepared: Prepared) -> None:
-    network, own = calibrated(part(), prepared)
+    plan = Plan.of(prepared, params(), taught=True, refit=False)
+    network, own = calibrated(part(), prepared, plan)
     scores, maps = network.score(as_tensor(np.asarray(prepared.images[8:])))
-    np.testing.assert_allclose(own, scores, atol=1e-5)
+    np.testing.assert_allclose(own.scores, scores, atol=1e-5)
+    samples = network.score(as_tensor(np.asarray(prepared.exam_images[0, 8:])))[0]
+    np.testing.assert_allclose(own.samples[0, 8:], samples, atol=1e-4)
+    assert np.isnan(own.samples[:, :8]).all()  # of images that the network may have learned
     assert scores.mean() == pytest.approx(0, abs=1e-4)
     assert scores.std() == pytest.approx(1, abs=1e-3)
     assert maps.shape == (4, 1, SIZE, SIZE)
@@ -127,7 +132,7 @@ def test_calibrated_scores_of_held_out_good_images_have_mean_0_and_deviation_1(p
 
 def test_a_detector_averages_the_network_with_its_compositions(prepared: Prepared, baseline: Detector) -> None:
     images = np.asarray(prepared.exam_images[0, :3])
-    network, _ = calibrated(part(), prepared)
+    network, _ = calibrated(part(), prepared, Plan.of(prepared, params(), taught=True, refit=False))
     both = Detector(baseline.encoders, baseline.parts, SIZE, 0.0, networks=[network])
     scores, maps = both.score(images)
     alone_scores, alone_maps = baseline.score(images)
@@ -143,21 +148,30 @@ def test_the_exam_of_a_detector_leaves_out_the_kind_that_networks_learn_from(pre
     assert examine_detector(Detector({}, [], SIZE, 0.0, networks=[part(-1.0)]), prepared).image == 0.0
 
 
+def baseline_of(detector: Detector, prepared: Prepared) -> Baseline:
+    """A detector without network whose score of each good image, as if it were new, is the image's number."""
+    plan = Plan.of(prepared, params(), taught=False, refit=True)
+    calibration = Calibration(plan, np.arange(COUNT, dtype=np.float32), no_samples(prepared))
+    return Baseline("pretrained", Served(detector, calibration, (0.0, 1.0)), detector)
+
+
 def test_a_network_that_helps_serves_alone_or_in_the_mean(
     prepared: Prepared, baseline: Detector, capsys: pytest.CaptureFixture[str]
 ) -> None:
     network: Any = BrightPixels()
-    without = Baseline("pretrained", baseline, np.arange(4.0), (0.0, 1.0), baseline)
+    without = baseline_of(baseline, prepared)
     served = with_network(without, network, prepared, params(), ViewParams())
     found, own, selection = served.detector, served.calibration, served.selection
     assert served.map_range == map_range([found.score(np.asarray(prepared.images[8:]))[1]])
-    np.testing.assert_allclose(own, found.score(np.asarray(prepared.images[8:]))[0], atol=1e-4)
+    np.testing.assert_allclose(own.scores, found.score(np.asarray(prepared.images[8:]))[0], atol=1e-4)
     assert (len(found.parts), len(found.networks)) == (0, 1)
     assert selection["encoder"] == "network"
     hybrid = params(method="nsa-cutpaste")
     served = with_network(replace(without, name="trained"), network, prepared, hybrid, ViewParams())
     found, together, selection = served.detector, served.calibration, served.selection
-    np.testing.assert_allclose(together, (np.arange(4.0) + own) / 2, atol=1e-5)
+    np.testing.assert_allclose(together.scores, (np.arange(8, 12) + own.scores) / 2, atol=1e-5)
+    assert together.plan.counts.tolist() == [False, False, True, True]  # those that sat no exam
+    assert (own.plan.construction, together.plan.construction) == ("split", "cross-fitted")
     assert (len(found.parts), len(found.networks)) == (1, 1)
     assert selection["encoder"] == "trained + network"
     assert set(selection["held_out_marks"]) == {"trained", "trained + network"}
@@ -170,11 +184,11 @@ def test_a_network_that_is_worse_is_named_and_serves_only_where_it_shall(
 ) -> None:
     network: Any = BrightPixels(-1.0)
     asked = params(network={"keep": keep})
-    without = Baseline("pretrained", baseline, np.arange(4.0), (0.0, 1.0), baseline)
+    without = baseline_of(baseline, prepared)
     served = with_network(without, network, prepared, asked, ViewParams())
     found, scores, selection = served.detector, served.calibration, served.selection
     assert (served.map_range == (0.0, 1.0)) == (keep == "exam")
-    assert (scores is without.calibration) == (keep == "exam")
+    assert (scores is without.served.calibration) == (keep == "exam")
     assert "Training nsa-logistic did not help on bolt" in capsys.readouterr().err
     assert selection["encoder"] == ("pretrained" if keep == "exam" else "network")
     assert (found is baseline) == (keep == "exam")
@@ -192,7 +206,8 @@ def test_the_part_follows_the_parameters() -> None:
 def written(prepared: Prepared, baseline: Detector, tmp_path_factory: pytest.TempPathFactory) -> tuple[Capsule, Path]:
     encoder = build_encoder(TINY, 1)
     network = MapNetwork(encoder, build_decoder(encoder, (8, 4), (8,), (8, 4), 1)).eval()
-    own, _ = calibrated(NetworkPart(network, 0.05, 28), prepared)
+    plan = Plan.of(prepared, params(), taught=True, refit=False)
+    own, _ = calibrated(NetworkPart(network, 0.05, 28), prepared, plan)
     detector = Detector(baseline.encoders, baseline.parts, SIZE, 0.0, networks=[own])
     capsule = Capsule("bolt", "nsa-cutpaste", detector, 1.0, np.zeros(4, np.float32), {}, {"data_digest": "d"})
     folder = tmp_path_factory.mktemp("capsule") / "capsule"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from components.detection.calibration import Plan
 from components.detection.choice import choose, make_banks
 from components.detection.detector import Detector
 from components.foundation.files import read_json
@@ -64,7 +65,8 @@ def test_the_capsules_scores_are_the_members_means(workspace: Path) -> None:
 
 def fitted(encoders: dict[str, Encoder], prepared: Prepared, params: Params) -> Detector:
     banks = make_banks(encoders, prepared, params)
-    return fit_detector(choose(banks, params), banks, prepared, params, {}, refit=True).detector
+    plan = Plan.of(prepared, params, taught=True, refit=True)
+    return fit_detector(choose(banks, params), banks, prepared, params, {}, plan).detector
 
 
 def test_a_member_whose_training_did_not_help_is_left_out(workspace: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from components.detection.calibration import Plan
 from components.detection.capsule import Capsule, load_capsule, save_capsule
 from components.detection.compositions import candidates
 from components.detection.detector import Detector, Part, arrange
@@ -125,7 +126,8 @@ def test_the_exam_can_choose_the_patch_network(workspace: Path) -> None:
     encoders = {"trained": starting_encoder(chosen, chosen.seed)}
     banks = fit.make_banks(encoders, prepared, chosen)
     choice = fit.choose(banks, chosen)
-    made = fit.fit_detector(choice, banks, prepared, chosen, {}, refit=True)
+    plan = Plan.of(prepared, chosen, taught=choice.is_taught, refit=True)
+    made = fit.fit_detector(choice, banks, prepared, chosen, {}, plan)
     assert all(c.receptive_field == 16 and c.stride == 4 for c in choice.map)
     folder = Path("capsule")
     save_capsule(fit.make_capsule(made, choice, prepared, chosen), fit.golden_images(prepared), folder)

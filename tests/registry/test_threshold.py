@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from components.detection.capsule import load_capsule, read_card
-from components.detection.conformal import split_conformal_threshold
+from components.detection.conformal import confident_threshold
 from components.foundation.errors import UserError
 from components.foundation.files import digest_tree
 from components.registry.promotion import promote
@@ -47,22 +47,22 @@ def test_what_is_no_rate_is_refused(text: str) -> None:
 
 
 def test_the_version_differs_in_nothing_but_the_threshold(base: Version) -> None:
-    done = set_threshold("bottle", 0.25)
+    done = set_threshold("bottle", 0.5)
     before, after = (load_capsule(download_capsule("bottle", number)) for number in (1, 2))
     assert (done.version.number, done.is_new, done.version.aliases) == (2, True, ("challenger",))
-    assert after.threshold == done.version.threshold == split_conformal_threshold(before.calibration, 0.25).value
+    assert after.threshold == done.version.threshold == confident_threshold(before.calibration, 0.5).value
     images = np.random.default_rng(3).integers(0, 255, (3, 32, 32, 3), dtype=np.uint8)
     np.testing.assert_array_equal(after.score(images)[0], before.score(images)[0])
     assert after.provenance["threshold"] == {
         "of_version": 1,
         "of_capsule": base.digest,
-        "false_alarm_rate": 0.25,
+        "false_alarm_rate": 0.5,
         "confidence": 0.95,
         "in_words": f"threshold of version 1 set to {after.threshold:.6g}",
     }
     assert {name: value for name, value in after.provenance.items() if name != "threshold"} == before.provenance
-    assert done.version.promise == done.promise == after.selection["threshold_guarantee"]
-    assert "1 false alarm in 4 good parts" in done.promise
+    assert done.version.promise == done.promise == after.promise.sentence
+    assert "at most 1 false alarm in 2 good parts with 95 % confidence" in done.promise
     assert (done.version.data_version, done.version.data_commit) == ("abc.dir", "c" * 40)
 
 
@@ -104,5 +104,5 @@ def test_the_bytes_are_the_same_each_time(base: Version, tmp_path: Path) -> None
 def test_what_too_few_images_cannot_promise_is_said(base: Version) -> None:
     done = set_threshold("bottle", 1 / 500)
     assert done.version.threshold == max(load_capsule(download_capsule("bottle", 1)).calibration)
-    assert "8 held-out good images can promise 1 false alarm in 3 good parts at best" in done.promise
-    assert "takes 1497" in done.promise
+    assert "of 8 good images: at most 1 false alarm in 3 good parts with 95 % confidence" in done.promise
+    assert "1 in 500, as wished, takes 1497" in done.promise

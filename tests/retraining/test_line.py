@@ -189,7 +189,7 @@ def test_the_status_of_one_category_says_all_about_a_version(ran: Project) -> No
     said = ran.flawline("status", "widget")
     assert said.returncode == 0, said.stderr
     metrics = metrics_of(ran, "widget")
-    for words in ("champion: first version", "blob", metrics["capsule_digest"], metrics["threshold_guarantee"]):
+    for words in ("champion: first version", "blob", metrics["capsule_digest"], metrics["promise"]):
         assert words in said.stdout
     version = json.loads(ran.flawline("status", "widget", "--version", "1", "--json").stdout)
     assert (version["number"], version["digest"]) == (1, metrics["capsule_digest"])

@@ -10,6 +10,7 @@ import pytest
 from components.density.gaussian import Covariance, GaussianDensity, GaussianScorer, Layout
 from components.density.kernel import KernelScorer
 from components.density.levelwise import LevelwiseScorer
+from components.detection.calibration import Plan, fit_and_score, learns_held_out
 from components.detection.capsule import Capsule, load_capsule, save_capsule
 from components.detection.choice import choose, make_banks
 from components.detection.compositions import candidates, pooled
@@ -19,7 +20,7 @@ from components.foundation.errors import UserError
 from components.foundation.params import BackboneParams, FitParams, Params, parse_params
 from components.learning.backbone import Encoder, build_encoder
 from components.learning.head import projection_head, save_head
-from components.stages.fit import fit_detector, fit_to_all, golden_images, learns_held_out, load_heads, make_capsule
+from components.stages.fit import fit_detector, golden_images, load_heads, make_capsule
 from components.synthesis.methods import PRETRAINED
 from components.synthesis.prepared import Prepared
 from tests.identified import roles_of
@@ -65,7 +66,7 @@ def prepared() -> Prepared:
         category="bolt",
         seed=0,
         data_digest="d",
-        roles=roles_of(np.arange(IMAGES) % 4 == 2),
+        roles=roles_of(np.arange(IMAGES) % 4 == 2, calibrate=(2, 10, 18)),
         images=images,
         exam_source=np.arange(0, IMAGES, 2),
         exam_kinds=("patch", "scar"),
@@ -79,8 +80,8 @@ def fitted(encoder: Encoder, prepared: Prepared, params: Params, folder: Path) -
     heads = load_heads(folder, "bolt", params)
     banks = make_banks({PRETRAINED: encoder}, prepared, params)
     choice = choose(banks, params)
-    refit = learns_held_out(prepared, params)
-    served = fit_detector(choice, banks, prepared, params, heads, refit)
+    plan = Plan.of(prepared, params, taught=choice.is_taught, refit=learns_held_out(prepared, params))
+    served = fit_detector(choice, banks, prepared, params, heads, plan)
     capsule = make_capsule(served, choice, prepared, params)
     save_capsule(capsule, golden_images(prepared), folder / "capsule")
     return load_capsule(folder / "capsule")
@@ -254,21 +255,36 @@ def test_the_stages_themselves_make_a_capsule_with_the_trained_heads_map(project
     assert (part.composition.estimator, part.composition.map) == ("kernel", "gradcam")
 
 
-def test_a_held_out_image_is_scored_by_a_density_of_all_images_but_its_fold(
-    encoder: Encoder, prepared: Prepared
-) -> None:
+def test_an_image_is_scored_by_a_density_of_all_images_but_its_fold(encoder: Encoder, prepared: Prepared) -> None:
     composition = replace(pooled(PRETRAINED, ("b3",)), covariance="ridge")
     bank = FeatureBank(PRETRAINED, encoder, prepared, [composition])
-    scorers, found = fit_to_all([composition], {PRETRAINED: bank}, prepared, folds=2)
-    scorer, distances = scorers[composition], found[composition]
     features = arrange(bank.of(np.arange(IMAGES)), composition)
-    numbers = prepared.folds_of(prepared.held_out_rows, 2, prepared.seed)
-    for row, fold, distance in zip(prepared.held_out_rows, numbers, distances, strict=True):
-        others = np.delete(features, prepared.held_out_rows[numbers == fold], axis=0)
-        density = GaussianDensity("image", "ridge", composition.ridge).fit(others)
-        np.testing.assert_allclose(distance, density.score(features[row][None])[0], rtol=1e-3)
-    everything = GaussianDensity("image", "ridge", composition.ridge).fit(features)
-    np.testing.assert_allclose(scorer.score(features), everything.score(features), rtol=1e-3)
+    for taught in (False, True):
+        plan = Plan.of(prepared, params_of(), taught=taught, refit=True)
+        assert plan.rows.tolist() == (prepared.held_out_rows.tolist() if taught else list(range(IMAGES)))
+        made = fit_and_score([composition], [composition], {PRETRAINED: bank}, prepared, plan)
+        assert plan.folds is not None
+        for row, fold, distance in zip(plan.rows, plan.folds, made.distances[composition], strict=True):
+            others = np.delete(features, plan.rows[plan.folds == fold], axis=0)
+            density = GaussianDensity("image", "ridge", composition.ridge).fit(others)
+            np.testing.assert_allclose(distance, density.score(features[row][None])[0], rtol=1e-3)
+            for place in np.flatnonzero(prepared.exam_source == row):
+                sample = arrange(bank.of_samples(1, np.array([place])), composition)
+                found = made.samples[composition][1, place]
+                np.testing.assert_allclose(found, density.score(sample)[0], rtol=1e-3)
+        everything = GaussianDensity("image", "ridge", composition.ridge).fit(features)
+        np.testing.assert_allclose(made.scorers[composition].score(features), everything.score(features), rtol=1e-3)
+
+
+def test_near_duplicates_are_never_scored_by_a_density_of_each_other(encoder: Encoder, prepared: Prepared) -> None:
+    digests = prepared.roles.digests
+    groups = tuple(digests[row // 4 * 4] for row in range(IMAGES))  # each image four times
+    alike = replace(prepared, roles=replace(prepared.roles, groups=groups))
+    for taught in (False, True):
+        plan = Plan.of(alike, params_of(), taught=taught, refit=True)
+        assert plan.folds is not None
+        for group in set(groups):
+            assert len(set(plan.folds[alike.groups[plan.rows] == group])) == 1
 
 
 def test_without_refit_the_density_never_sees_a_held_out_image(
@@ -284,7 +300,7 @@ def test_without_refit_the_density_never_sees_a_held_out_image(
     for mine, theirs in zip(one.detector.parts, other.detector.parts, strict=True):
         for name, value in mine.scorer.arrays().items():
             np.testing.assert_array_equal(value, theirs.scorer.arrays()[name])
-    assert "approximately" not in one.selection["threshold_guarantee"]
+    assert one.promise.construction == "split"
 
 
 def test_compositions_that_differ_in_rank_alone_are_fitted_once_to_the_same_scores(
@@ -293,14 +309,15 @@ def test_compositions_that_differ_in_rank_alone_are_fitted_once_to_the_same_scor
     wide = Composition(PRETRAINED, ("b3",), "location", grid=2, covariance="low-rank", rank=5)
     narrow = replace(wide, rank=3)
     bank = FeatureBank(PRETRAINED, encoder, prepared, [wide])
-    together, by_fold = fit_to_all([narrow, wide], {PRETRAINED: bank}, prepared, folds=2)
-    assert list(together) == list(by_fold) == [narrow, wide]
+    banks, plan = {PRETRAINED: bank}, Plan.of(prepared, params_of(), taught=False, refit=True)
+    together = fit_and_score([narrow, wide], [wide], banks, prepared, plan)
+    assert list(together.scorers) == list(together.distances) == [narrow, wide]
     features = arrange(bank.of(np.arange(IMAGES)), wide)
     for composition in (narrow, wide):
-        alone, alone_by_fold = fit_to_all([composition], {PRETRAINED: bank}, prepared, folds=2)
-        found, expected = together[composition].score(features), alone[composition].score(features)
+        alone = fit_and_score([composition], [], banks, prepared, plan)
+        found, expected = (made.scorers[composition].score(features) for made in (together, alone))
         np.testing.assert_allclose(found, expected, rtol=1e-4)
-        np.testing.assert_allclose(by_fold[composition], alone_by_fold[composition], rtol=1e-4)
+        np.testing.assert_allclose(together.distances[composition], alone.distances[composition], rtol=1e-4)
 
 
 @pytest.mark.parametrize("kinds", [1, 3, 9])

@@ -80,7 +80,7 @@ def test_every_good_image_is_there_at_the_networks_size(prepared: Prepared, made
 
 
 def test_roles_and_exam_follow_the_parameters(prepared: Prepared) -> None:
-    assert prepared.roles == Roles.of(prepared.roles.digests, [], seed=0, held_out=0.3)
+    assert prepared.roles == Roles.of(prepared.roles.digests, [], seed=0, held_out=0.3, calibrate=0.15)
     np.testing.assert_array_equal(prepared.exam_source, choose_exam(prepared.roles, 9))
     assert prepared.exam_kinds == tuple(EXAM_KINDS)
     assert prepared.exam_images.shape == (len(EXAM_KINDS), 9, SIZE, SIZE, 3)
