@@ -92,7 +92,7 @@ def reproduce_version(
     begun = time.monotonic()
     with scratch_clone(f"{category}-{number}", commit.commit, keep) as scratch:
         _check_libraries(scratch.project / LIBRARIES_FILE)
-        bring_data(scratch, category)
+        bring_data(scratch, category, lock_entries.inputs(recorded))
         say(f"Computing {category} version {number} anew, which takes as long as its retraining did.")
         failure = make_again(scratch, f"{LAST}@{category}")
         if failure:

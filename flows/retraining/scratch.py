@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,23 +55,33 @@ def scratch_clone(name: str, commit: str, keep: bool) -> Iterator[Scratch]:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def bring_data(scratch: Scratch, category: str) -> None:
-    """Bring the category's images into the clone, as its commit names them: from the cache, or else the remote.
+def bring_data(scratch: Scratch, category: str, inputs: Iterable[str]) -> None:
+    """Bring what the stages read and git does not hold into the clone, as its commit names it: from cache or remote.
 
-    The demo's are made anew. Images that are in no version are read where they are, or copied from the project's
-    folder: whether they are those of the commit shows when they are compared. UserError where they are nowhere.
+    inputs: the files and folders that they read. The demo's images are made anew. Images that are in no version are
+    read where they are, or copied from the project's folder: whether they are those of the commit shows when they are
+    compared. UserError where something is nowhere.
     """
-    params = load_params(scratch.project / "params.yaml")
-    record = dvc_file(category, params)
-    if (scratch.project / record).is_file():
+    params = load_params(scratch.project / PARAMS)
+    root, record = Path(params.data.root), dvc_file(category, params)
+    records = {one for path in inputs if (one := _record_of(scratch, path))}
+    if records:
         _link_stores(scratch)
-        _check_out(scratch, record, category)
-    elif Path(params.data.root) == DEMO:
+    for one in sorted(records):
+        _check_out(scratch, one)
+    if record in records or root.is_absolute():
+        return
+    if root == DEMO:
         _make_demo(scratch, params)
-    elif Path(params.data.root).is_absolute():
-        return  # the clone's stages read them where they are
     else:
-        _copy(Path(params.data.root) / category, scratch.project / params.data.root / category)
+        _copy(root / category, scratch.project / root / category)
+
+
+def _record_of(scratch: Scratch, path: str) -> Path | None:
+    """The .dvc file of a file or folder, or of the nearest folder above it that has one; None where none has."""
+    above = [Path(path), *Path(path).parents]
+    records = (one.with_name(f"{one.name}.dvc") for one in above if one.name)
+    return next((one for one in records if (scratch.project / one).is_file()), None)
 
 
 def make_again(scratch: Scratch, target: str) -> str:
@@ -109,7 +119,7 @@ def _link_stores(scratch: Scratch) -> None:
     os.chmod(scratch.project / ".dvc" / "config.local", 0o600)
 
 
-def _check_out(scratch: Scratch, record: Path, category: str) -> None:
+def _check_out(scratch: Scratch, record: Path) -> None:
     from dvc.exceptions import DvcException
 
     target = os.fspath(scratch.project / record)
@@ -121,8 +131,8 @@ def _check_out(scratch: Scratch, record: Path, category: str) -> None:
             repo.checkout([target])
         except DvcException as error:
             raise UserError(
-                f"The data of {category} (version {digest}) are neither in DVC's cache nor in the remote: "
-                f"`flawline data verify {category}` says what is lacking."
+                f"{record.with_suffix('')} (version {digest}) is neither in DVC's cache nor in the remote: `flawline "
+                "data verify` says what is lacking."
             ) from error
 
 

@@ -15,10 +15,11 @@ from components.foundation.dvc_digests import folder_digest, md5_bytes
 from components.foundation.errors import UserError
 from components.foundation.processor import processor
 from flows.commands.reproduction import read_moment, read_version
+from flows.data.versions import commit_folder
 from flows.retraining import commits
 from flows.retraining.commits import Commit
 from flows.retraining.reproducing import compare_files, find_recorded, reasons_for
-from flows.retraining.scratch import Scratch
+from flows.retraining.scratch import Scratch, bring_data, scratch_clone
 from tests.project import Project, is_one_sentence, make_project, new_images
 
 UP_TO_DATE = "Data and pipelines are up to date."
@@ -167,3 +168,32 @@ def test_a_processor_is_named_with_what_its_sums_depend_on(tmp_path: Path) -> No
     card.write_text("Model: \t NVIDIA L4\n")
     assert processor(cpu, tmp_path / "gpus") == "Abacus 9000 (avx2 avx512f), NVIDIA L4"
     assert processor(tmp_path / "none", tmp_path / "none")
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_scratch_clone_gets_the_images_of_its_commit_or_says_what_is_nowhere(git_project: Project) -> None:
+    folder = Path("data/tiny/widget")
+    first = commit_folder("widget")
+    images = files_in(folder)
+    (folder / "train/good/000.png").unlink()
+    second = commit_folder("widget")
+    seen = git_project.git("status", "--porcelain")
+    with scratch_clone("widget-1", first.commit, keep=False) as scratch:
+        bring_data(scratch, "widget", [folder.as_posix(), f"{folder}/train", "components/density"])
+        assert files_in(scratch.project / folder) == images
+        assert not (scratch.project / "data/tiny/gadget").exists()
+    assert not scratch.folder.exists()
+    assert git_project.git("status", "--porcelain") == seen
+    with scratch_clone("gadget-1", second.commit, keep=True) as scratch:
+        bring_data(scratch, "gadget", ["data/tiny/gadget"])  # which is in no version
+    assert files_in(scratch.project / "data/tiny/gadget") == files_in(Path("data/tiny/gadget"))
+    lost = md5_bytes(images["train/good/000.png"])
+    Path(".dvc/cache/files/md5", lost[:2], lost[2:]).unlink()
+    with (
+        scratch_clone("widget-1", first.commit, keep=False) as scratch,
+        pytest.raises(UserError, match=rf"{folder} \(version {first.digest}\) is neither in DVC's cache nor"),
+    ):
+        bring_data(scratch, "widget", [folder.as_posix()])
