@@ -5,7 +5,7 @@ and what is made from it stays the same. Every image has a number in [0, 1), a h
 (`components.foundation.draws`); below the share that is held out it is held out. Near-duplicates are one group with
 one role: the smallest number of its members decides, so that a group that is held out stays so when it grows. A group
 of n is therefore held out with probability 1 − (1 − share)ⁿ. What can change a known image's role is that its group
-grows or merges, or that very few images are left (`Roles.of`); `changes` says which images and why.
+grows or merges, or that the set is small (`Roles.of`); `changes` says which images and why.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +23,9 @@ from components.images.perceptual_hash import HashIndex
 LEARN, EXAMINE, CALIBRATE = "learn", "examine", "calibrate"
 HELD_OUT = (EXAMINE, CALIBRATE)
 FEWEST = 3  # images: one is held out, two are left to learn from
+ENOUGH = (
+    12  # held-out images, about as few as say anything of a threshold: small sets have at least their share of them
+)
 
 Groups = Sequence[Sequence[str]]
 
@@ -78,12 +81,12 @@ class Roles:
     def of(cls, digests: Sequence[str], twins: Groups, seed: int, held_out: float, calibrate: float = 0.0) -> "Roles":
         """Give each image its role; twins: groups of near-duplicates; digests that are not among these are ignored.
 
-        A group whose number is below `calibrate` calibrates, below `held_out` it examines, else it is learned. At
-        least one image examines and two are learned: where none would examine, the group with the smallest number does
-        (of those held out the one with the largest, if there is any); where fewer than two are left, groups go
-        back, the one with the largest number first. Where all images are near-duplicates of each other, or no group
-        can be held out without leaving fewer than two, each image is a group of its own. Raises UserError for fewer
-        than FEWEST different images.
+        A group whose number is below `calibrate` calibrates, below `held_out` it examines, else it is learned. Chance
+        leaves small sets with too few: at least the share `held_out` of all images, rounded, or ENOUGH if that is less,
+        and one in any case, are held out, and two are learned. So the groups with the next larger numbers examine too,
+        or those held out with the largest numbers are learned; one of those held out examines. Where all images are
+        near-duplicates of each other, or no group can be held out without leaving fewer than two, each image is a group
+        of its own. Raises UserError for fewer than FEWEST different images.
         """
         known = sorted(set(digests))
         if len(known) < FEWEST:
@@ -189,7 +192,10 @@ def _roles(
     def left(held: Sequence[str]) -> int:
         return len(digests) - sum(len(members[group]) for group in held)
 
+    least = len(digests) - max(1, min(ENOUGH, round(held_out * len(digests))))
     held = [group for group in order if number[group] < held_out]
+    while left(held) > least:
+        held.append(order[len(held)])
     while held and left(held) < FEWEST - 1:
         held.pop()
     held = held or next(([group] for group in order if left([group]) >= FEWEST - 1), [])
@@ -225,7 +231,7 @@ def _reason(digest: str, before: Roles, after: Roles) -> str:
         return f"its group of near-duplicates grew by {len(now - then)}"
     if then - now:
         return f"its group of near-duplicates lost {len(then - now)}"
-    return "so that enough images are held out and learned, other images being there"
+    return "so that enough are held out and learned in a small set"
 
 
 def _members(digest: str, roles: Roles) -> set[str]:
