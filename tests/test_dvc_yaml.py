@@ -15,8 +15,11 @@ from components.foundation.params import DataParams, Params
 from tests.project import REPOSITORY
 
 STAGES: dict[str, Any] = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
-# `data` is read for the folder's path, which is a dependency itself; `threads` where only the speed depends on it.
-NOT_DECLARED = {name: {"data"} | ({"threads"} if name in ("validate", "synthesize") else set()) for name in STAGES}
+# `data` is read for the folder's path, which is a dependency itself; `threads` where only the speed depends on it, as
+# it alone does on `cache`.
+NOT_DECLARED = {
+    name: {"cache", "data"} | ({"threads"} if name in ("validate", "synthesize") else set()) for name in STAGES
+}
 
 
 def imported_modules(path: Path) -> set[str]:

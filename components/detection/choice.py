@@ -19,6 +19,7 @@ from components.detection.exam import (
     held_out_paper,
     weighed,
 )
+from components.detection.extraction import feature_store
 from components.detection.feature_bank import FeatureBank
 from components.detection.fitting import Banks, fit_scorers
 from components.foundation.params import Params
@@ -61,11 +62,11 @@ class Choice:
 
 def make_banks(encoders: Mapping[str, Encoder], prepared: Prepared, params: Params) -> dict[str, FeatureBank]:
     """A bank for each encoder, of the features that its candidates need."""
-    count = len(prepared.fit_rows)
-    return {
-        name: FeatureBank(name, encoder, prepared, candidates(name, encoder, params.image.side, count, params.fit))
-        for name, encoder in encoders.items()
+    count, store = len(prepared.fit_rows), feature_store(params.cache.max_bytes)
+    families = {
+        name: candidates(name, encoder, params.image.side, count, params.fit) for name, encoder in encoders.items()
     }
+    return {name: FeatureBank(name, encoders[name], prepared, family, store) for name, family in families.items()}
 
 
 def choose(banks: Banks, params: Params) -> Choice:

@@ -1,21 +1,20 @@
 """Features of a category's good images, each made once: the exam, every candidate and the last fit share them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from components.detection.copies import copies_of
 from components.detection.detector import BATCH, Composition, CopyKind, levels_of
+from components.detection.extraction import Extractor, Features, Piece
+from components.foundation.byte_cache import ByteCache
 from components.foundation.draws import SampleKeys
 from components.images.tensors import as_tensor
 from components.learning.backbone import HEAD, Encoder
 from components.synthesis.prepared import Prepared, batches
 
-Features = dict[str, Tensor]
 HELD_MOST = 1000  # good images whose features are kept in memory: half a GiB at 256 px
 
 
@@ -29,16 +28,27 @@ class FeatureBank:
         name: of the encoder, as compositions call it.
         encoder, prepared: whose features of which images.
         levels: those that are made.
-        keeps: whether features are kept.
+        keeps: whether features are kept in memory.
+
+    store: where they are kept from run to run, if they are. used: the compositions of the family that are asked for,
+    where that is known; levels that none of them needs are not made, all else is the same.
     """
 
-    def __init__(self, name: str, encoder: Encoder, prepared: Prepared, family: Sequence[Composition]) -> None:
+    def __init__(
+        self,
+        name: str,
+        encoder: Encoder,
+        prepared: Prepared,
+        family: Sequence[Composition],
+        store: ByteCache | None = None,
+        used: Sequence[Composition] = (),
+    ) -> None:
         self.name = name
         self.encoder = encoder
         self.prepared = prepared
-        self.levels = levels_of(name, family)
+        self.levels = levels_of(name, used or family)
         self.keeps = few_images(prepared)
-        self._grid = grid_of(family)
+        self._extractor = Extractor(encoder, self.levels, grid_of(family), store)
         self._kept: dict[tuple[CopyKind | None, int], _Kept] = {}
 
     def of(self, rows: np.ndarray) -> Features:
@@ -52,15 +62,15 @@ class FeatureBank:
         return {level: value.transpose(0, 1).flatten(0, 1) for level, value in made.items()}
 
     def of_samples(self, kind: int, rows: np.ndarray) -> Features:
-        """Of the exam's samples of kind number `kind` from its sources `rows`; they are never kept."""
-        return self._extracted(self.prepared.exam_images[kind], rows)
+        """Of the exam's samples of kind number `kind` from its sources `rows`; they are never kept in memory."""
+        return self._extracted(self.prepared.exam_images[kind], rows, self.prepared.exam_source[rows])
 
     def _take(self, kind: CopyKind | None, count: int, rows: np.ndarray) -> Features:
         """Level to (n, count, C, …): images themselves where `kind` is None, else copies of them."""
 
         def make(missing: np.ndarray) -> Features:
             if kind is None:
-                made = self._extracted(self.prepared.images, missing)
+                made = self._extracted(self.prepared.images, missing, missing)
                 return {level: value[:, None] for level, value in made.items()}
             return self._copies(missing, count, kind)
 
@@ -69,31 +79,29 @@ class FeatureBank:
         kept = self._kept.setdefault((kind, count), _Kept(np.zeros(len(self.prepared.images), bool)))
         return kept.take(rows, make)
 
-    @torch.inference_mode()
-    def _extracted(self, images: np.ndarray, rows: np.ndarray) -> Features:
-        """Features of `images[rows]` (uint8 (N, S, S, 3), may be mapped from disk), batch by batch, on the CPU."""
-        pieces = [self._shrunk(as_tensor(np.ascontiguousarray(images[piece]))) for piece in batches(rows, BATCH)]
-        return {level: torch.cat([piece[level] for piece in pieces]) for level in self.levels}
+    def _extracted(self, images: np.ndarray, rows: np.ndarray, sources: np.ndarray) -> Features:
+        """Features of `images[rows]` (uint8 (N, S, S, 3), may be mapped from disk) that come from good `sources`."""
+        places = batches(np.arange(len(rows)), BATCH)
+        pieces = ((np.ascontiguousarray(images[rows[own]]), self._digests(sources[own])) for own in places)
+        return self._extractor.features(pieces, len(rows))
 
-    @torch.inference_mode()
     def _copies(self, rows: np.ndarray, count: int, kind: CopyKind) -> Features:
         """Level to (n, count, C, …) of the copies of good images `rows`."""
-        pieces: list[Features] = []
-        for piece in batches(rows, BATCH):
-            images = as_tensor(np.ascontiguousarray(self.prepared.images[piece]))
-            keys = SampleKeys.of(self.prepared.seed, self.prepared.category, 0, self.prepared.keys[piece])
-            made = self._shrunk(copies_of(images, keys, count, kind))  # (count · n, C, …)
-            pieces.append({level: value.unflatten(0, (count, -1)).transpose(0, 1) for level, value in made.items()})
-        return {level: torch.cat([piece[level] for piece in pieces]) for level in self.levels}
+        made = self._extractor.features(self._copied(rows, count, kind), len(rows) * count)
+        return {level: value.unflatten(0, (-1, count)) for level, value in made.items()}
 
-    def _shrunk(self, images: Tensor) -> Features:
-        found = self.encoder.features(images, self.levels)
-        return {level: self._on_grid(value.float()).cpu() for level, value in found.items()}
+    def _copied(self, rows: np.ndarray, count: int, kind: CopyKind) -> Iterator[Piece]:
+        """The copies of each image together, a few images at a time."""
+        for own in batches(rows, max(1, BATCH // count)):
+            images = as_tensor(np.ascontiguousarray(self.prepared.images[own]))
+            keys = SampleKeys.of(self.prepared.seed, self.prepared.category, 0, self.prepared.keys[own])
+            copies = copies_of(images, keys, count, kind).unflatten(0, (count, -1))  # (count, b, 3, S, S)
+            pixels = copies.transpose(0, 1).flatten(0, 1).permute(0, 2, 3, 1).contiguous()  # (b · count, S, S, 3)
+            yield pixels.numpy(), np.repeat(self._digests(own), count).tolist()
 
-    def _on_grid(self, feature: Tensor) -> Tensor:
-        if not self._grid or feature.ndim != 4 or feature.shape[-1] <= self._grid:
-            return feature
-        return functional.adaptive_avg_pool2d(feature, (self._grid, self._grid))
+    def _digests(self, rows: np.ndarray) -> list[str]:
+        """Of good images `rows`."""
+        return [self.prepared.roles.digests[row] for row in rows]
 
 
 def grid_of(family: Sequence[Composition]) -> int:

@@ -656,6 +656,18 @@ class GateParams(_Section):
     )
 
 
+class CacheParams(_Section):
+    """What is kept of what was computed, in .flawline/cache; no result depends on it, and it may be deleted."""
+
+    max_bytes: int = Field(
+        4_000_000_000,
+        ge=0,
+        le=MOST_BYTES,
+        description="of images' features, half a MB each at 256 px; above it those go that were used longest ago; 0: "
+        "none are kept",
+    )
+
+
 class ArchiveParams(_Section):
     """A published archive: its address, and the SHA-256 of its content in hex."""
 
@@ -719,6 +731,7 @@ class Params(_Section):
         le=MOST_THREADS,
         description="of numerical libraries; sums depend on it: the same number gives the same bytes",
     )
+    cache: CacheParams = CacheParams()
     limits: LimitParams = LimitParams()
     nsa: NsaSection = NsaSection()
     patch: PatchLevelParams = PatchLevelParams()

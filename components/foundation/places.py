@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+CACHE = Path(".flawline/cache")  # of what can be computed again; it may be deleted at any time
 DEMO = Path("data/demo")  # made anew by each `flawline demo`: no place for a user's images
 
 

@@ -17,7 +17,7 @@ SHOWN_ALWAYS = {"method", "seed", "image.side", "backbone.name", "threshold.fals
 
 def relevant_params(params: Params) -> dict[str, Any]:
     """The parameters that can change a category's results: all but those of what comes before and after the stages."""
-    outside = dict.fromkeys(("data", "demo", "fetch", "gate", "ingest"), True)
+    outside = dict.fromkeys(("cache", "data", "demo", "fetch", "gate", "ingest"), True)
     return params.model_dump(mode="json", exclude=outside | {"limits": {"max_pixels", "max_bytes"}})
 
 

@@ -36,6 +36,7 @@ def params_of(**fit: Any) -> Params:
         "data": TINY["data"],
         "image": {"side": SIZE},
         "backbone": BACKBONE.model_dump(),
+        "cache": {"max_bytes": 0},
     }
     return parse_params({**content, "fit": {"folds": 2, **fit}}, "my.yaml")
 
