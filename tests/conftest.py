@@ -67,7 +67,10 @@ def workspace(mlflow_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture(scope="session")
 def make_capsule() -> MakeCapsule:
-    """`make_capsule(folder, threshold=…, category=…, bits=…)` writes a real capsule of a tiny random network."""
+    """`make_capsule(folder, threshold=…, category=…, bits=…)` writes a real capsule of a tiny random network.
+
+    learned: the good images (N, 32, 32, 3) uint8 that it knows, eight of noise if not given.
+    """
     from dataclasses import replace
 
     import numpy as np
@@ -83,10 +86,13 @@ def make_capsule() -> MakeCapsule:
     encoder = build_encoder(BackboneParams(name="lcnet_035", weights="none"), seed=0)
     good = np.random.default_rng(0).integers(90, 110, (8, 32, 32, 3), dtype=np.uint8)  # (N, H, W, 3)
     composition = Composition("pretrained", ("b1",), "shared", grid=4)
-    features = arrange(encoder.features(as_tensor(good), ("b1",)), composition)
-    scorer = composition.density().fit(features).scorer()
-    detector = Detector({"pretrained": encoder}, [Part(composition, scorer, Scale(0, 1), Scale(0, 1))], 32, 2.0)
-    calibration = np.sort(detector.score(good)[0])
+
+    def detector_of(images: np.ndarray) -> Detector:
+        features = arrange(encoder.features(as_tensor(images), ("b1",)), composition)
+        scorer = composition.density().fit(features).scorer()
+        return Detector({"pretrained": encoder}, [Part(composition, scorer, Scale(0, 1), Scale(0, 1))], 32, 2.0)
+
+    usual = detector_of(good)
 
     def make(
         folder: Path,
@@ -94,8 +100,11 @@ def make_capsule() -> MakeCapsule:
         category: str = "bottle",
         selection: Mapping[str, Any] | None = None,
         bits: int = 16,
+        learned: np.ndarray | None = None,
     ) -> Path:
         provenance = {"data_digest": "d" * 64}
+        detector = usual if learned is None else detector_of(learned)
+        calibration = np.sort(detector.score(good if learned is None else learned)[0])
         promised = replace(promise(calibration, 0.5, 0.95), value=threshold)
         said = {"promise": promised.to_json(), "missed": {}, "set_by": []}
         made = (detector, threshold, calibration, {**said, **(selection or {})}, provenance)

@@ -134,6 +134,23 @@ def map_picture(
     return picture
 
 
+def map_tiles(
+    image: NDArray[np.uint8],
+    maps: Sequence[NDArray[np.floating]],
+    mask: NDArray[np.bool_] | None,
+    map_ranges: Sequence[tuple[float, float] | None],
+    side: int,
+) -> list[Image.Image]:
+    """The image with its true defect as a contour, and each anomaly map over it in grey: squares of `side` pixels.
+
+    image: (H, W, 3) uint8 RGB; maps: each (h, w) float; mask: (H, W) bool or None; map_ranges: as in `map_gallery`.
+    """
+    tile = _tile(image, side)
+    scales = [scale or _range_of([values]) for values, scale in zip(maps, map_ranges, strict=True)]
+    shown = [_overlaid(tile, values, scale, image.shape[:2]) for values, scale in zip(maps, scales, strict=True)]
+    return [_outlined(tile, mask, image.shape[:2]), *shown]
+
+
 def _tile(image: NDArray[np.uint8], size: int) -> Image.Image:
     """The image in a square of `size` pixels, its shape kept, on a faint ground."""
     ground = Image.new("RGB", (size, size), FAINT)

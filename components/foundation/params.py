@@ -103,6 +103,7 @@ Steps = Annotated[int, Field(ge=0, le=MOST_STEPS)]
 Interval = Annotated[int, Field(ge=1, le=MOST_STEPS)]  # of steps
 Rate = Annotated[float, Field(gt=0, le=10)]
 FinalRate = Annotated[float, Field(ge=0, le=10)]
+Margin = Annotated[float, Field(gt=0, le=1)]  # of figures in [0, 1]
 Batch = Annotated[int, Field(ge=1, le=4096)]
 Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 Bytes = Annotated[int, Field(gt=0, le=MOST_BYTES)]
@@ -645,11 +646,54 @@ class FirstParams(_Section):
         le=1,
         description="least image mark in the exam, an AUROC; its defects are often fainter than real ones",
     )
+    max_deviations: float = Field(
+        7.0,
+        gt=0,
+        le=MOST_DEVIATIONS,
+        description="how far a good image may lie from all others before a person must look, in robust deviations",
+    )
+
+
+class MarginParams(_Section):
+    """By how much a figure of the challenger may be lower than the champion's, as a difference."""
+
+    image_auroc: Margin = Field(0.04, description="image AUROC, also that of the exam where no defect is known")
+    pixel_auroc: Margin = Field(0.04, description="pixel AUROC")
+    aupro: Margin = Field(0.04, description="AUPRO")
+    kind: Margin = Field(0.1, description="image AUROC of each kind of defect")
+    kinds: dict[Line, Margin] = Field({}, description="the same of kinds with a margin of their own, by name")
 
 
 class GateParams(_Section):
     """What a version must have to be promoted without a person."""
 
+    policy: Literal["auto", "person"] = Field(
+        "auto", description="auto: who passes is promoted; person: who is not rejected waits for a person"
+    )
+    when_equal: Literal["newer", "champion"] = Field(
+        "newer", description="where too few images tell challenger and champion apart: newer data win, or it stays"
+    )
+    margins: MarginParams = Field(
+        MarginParams(), description="by how much a figure may be lower than the champion's, as a difference"
+    )
+    told_apart: float = Field(
+        0.05,
+        gt=0,
+        le=1,
+        description="loss of AUROC that test images must be able to tell from none, else they count as too few",
+    )
+    confidence: float = Field(0.95, ge=0.5, lt=1, description="with which figures and rates are bounded, on one side")
+    resamples: int = Field(2000, ge=100, le=100_000, description="bootstrap samples of the images, for the bounds")
+    false_alarms_per_1000: Auto[Annotated[float, Field(gt=0, le=1000)]] = Field(
+        None, description="good parts called defective that the plant bears; auto: threshold.false_alarm_rate"
+    )
+    misses_per_1000: Auto[Annotated[float, Field(gt=0, le=1000)]] = Field(
+        None, description="defective parts called good that the plant bears; auto: none is stated"
+    )
+    milliseconds: float = Field(2000.0, gt=0, le=3_600_000, description="most that one image may take, on this machine")
+    megabytes: float = Field(8000.0, gt=0, le=10_000_000, description="most memory of a process that scores")
+    test_images: int = Field(2000, ge=10, le=MOST_IMAGES, description="most test images that are scored")
+    replay: int = Field(200, ge=0, le=MOST_IMAGES, description="latest production images that both models score")
     first: FirstParams = Field(
         FirstParams(),
         description="what a category's first version needs to become its champion; else it stays a challenger",

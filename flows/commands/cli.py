@@ -16,6 +16,7 @@ from flows.commands.arrivals import ingest, review_app
 from flows.commands.data import data_app
 from flows.commands.feedback import feedback
 from flows.commands.forgetting import forget
+from flows.commands.gate import gate
 from flows.commands.models import compare, history, models, promote, reject, rollback, threshold
 from flows.commands.reproduction import reproduce, which
 from flows.commands.tables import print_table
@@ -34,7 +35,20 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(review_app, name="review")
 app.command()(ingest)
-for command in (models, compare, threshold, promote, reject, rollback, history, feedback, forget, reproduce, which):
+for command in (
+    models,
+    compare,
+    threshold,
+    promote,
+    reject,
+    rollback,
+    gate,
+    history,
+    feedback,
+    forget,
+    reproduce,
+    which,
+):
     app.command()(command)
 
 COLUMNS = {
@@ -93,7 +107,7 @@ def run(
     """Train, fit, evaluate and register CATEGORIES; options are first written to params.yaml, as `git diff` shows.
 
     What is up to date is not computed again. The first version of a category becomes its champion
-    if it has what gate.first asks; later ones are challengers.
+    if it has what gate.first asks; later ones are judged against it by the gate.
     """
     data = _existing(data)
     enter_project()

@@ -1,4 +1,4 @@
-"""The flow: for each category the stages in order, then register and promote; one category's failure stops no other."""
+"""The flow: for each category the stages in order, then register and gate; one category's failure stops no other."""
 
 import logging
 import os
@@ -16,15 +16,13 @@ from components.foundation.files import read_json
 from components.foundation.names import check_category_names
 from components.foundation.params import Params, load_params
 from components.foundation.places import Places
-from components.registry import promotion
 from components.registry import versions as registry
-from components.registry.gate import missing_for_first
 from components.tracking import connection
 from components.tracking import runs as tracking
 from components.tracking.fingerprint import shown_params, written_params
 from flows.common.lifetime import end_in_order, ended_first
 from flows.data.git import BusyError, may_pass
-from flows.retraining import committing, summary, unregistered
+from flows.retraining import asking, committing, gating, summary, unregistered
 from flows.retraining.running import frozen_params, running, to_stderr
 from flows.retraining.stages import STAGES, StageFailedError, reproduce, target_of
 from flows.retraining.warm_stages import warm_stages
@@ -54,26 +52,20 @@ def register(category: str) -> int:
     return registry.register(category, places.capsule, run_id, figures, metrics["method"], metrics["by_kind"]).number
 
 
-@task(task_run_name="promote@{category}", retries=2, retry_delay_seconds=3)
-def promote(category: str, version: int) -> str:
-    """Make the first version of a category its champion if it has what `gate.first` asks; a later one stays challenger.
-
-    Returns what became of it, in words.
-    """
-    champion = registry.champion(category)
-    if champion is not None:
-        return f"is the {registry.CHAMPION if champion.number == version else registry.CHALLENGER}"
-    places = Places(category)
-    report = read_json(places.validation / "report.json")
-    missing = missing_for_first(places.capsule, report, load_params().gate.first)
-    if missing:
-        registry.note_verdict(category, version, f"{registry.CHALLENGER}: {'; '.join(missing)}")
-        return (
-            f"stays the {registry.CHALLENGER}, with too little behind it to serve unseen: {'; '.join(missing)}. Add "
-            "good images, or lower the floor in params.yaml, and run again"
-        )
-    promotion.promote(category, version, "first version")
-    return f"is the {registry.CHAMPION}"
+@task(task_run_name="gate@{category}")
+def gate(category: str, version: int) -> str:
+    """Judge a version, and promote it, reject it or leave it to a person; what became of it, in words."""
+    try:
+        words = gating.pass_gate(category, version, load_params())
+    except ServerError:
+        raise
+    except (UserError, OSError) as error:
+        return f"is registered, but was not judged: {_sentence(error)}"
+    try:
+        asking.ask_if_waiting(category)
+    except UserError as error:
+        _say(f"{category}: nobody is asked by Prefect. {error}")
+    return words
 
 
 @task(task_run_name="commit@{category}", retries=5, retry_delay_seconds=3, retry_condition_fn=may_pass)
@@ -133,14 +125,14 @@ def _retrain(categories: Sequence[str], params: Params, force: bool, with_demo: 
 
 
 def run_category(category: str, force: bool = False) -> int:
-    """All stages of one category, then register and promote; the number of the version."""
+    """All stages of one category, then register and gate; the number of the version."""
     for stage in STAGES:
         begun = time.monotonic()
         ran = run_stage(stage, category, force)
         _say(f"{category}: {stage} {f'done in {time.monotonic() - begun:.0f} s' if ran else 'is up to date'}")
     try:
         version = register(category)
-        _say(f"{category}: version {version} {promote(category, version)}")
+        _say(f"{category}: version {version} {gate(category, version)}")
     except ServerError as error:
         unregistered.note(category)
         raise UserError(
@@ -184,7 +176,7 @@ def catch_up(except_for: Sequence[str] = ()) -> None:
         try:
             if category not in except_for and unregistered.is_current(category):
                 version = register.fn(category)
-                _say(f"{category}: version {version} {promote.fn(category, version)}, registered late")
+                _say(f"{category}: version {version} {gate.fn(category, version)}, registered late")
                 unregistered.forget(category)
                 keep_commit(category, version)
         except (UserError, OSError) as error:

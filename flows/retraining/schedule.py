@@ -3,10 +3,12 @@
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
-from prefect import flow, runtime
+from prefect import flow, runtime, suspend_flow_run
+from prefect.input import RunInput
+from pydantic import Field
 
 from components.foundation.errors import UserError
 from flows.common.environment import enter_project
@@ -19,6 +21,7 @@ enter_project()  # a worker starts in the project's folder; settings come before
 
 from components.foundation.disk import check_room  # noqa: E402
 from components.foundation.params import load_params  # noqa: E402
+from components.registry.gate import records  # noqa: E402
 from components.tracking.runs import end_abandoned_runs  # noqa: E402
 from flows.arrivals.ingest import ingest  # noqa: E402
 from flows.retraining.pending import Pending, find_pending  # noqa: E402
@@ -78,6 +81,32 @@ def ingest_arrived(source: str | None = None) -> list[dict[str, Any]]:
     if errors:
         raise UserError(" ".join(errors))
     return summaries
+
+
+class Answer(RunInput):
+    """What a person decides of a version that waits."""
+
+    decision: Literal["promote", "reject"] = Field(description="promote: it becomes the champion; reject: it does not")
+    reason: str = Field("", description="for the journal; the gate's own words if empty")
+
+
+@flow(name="flawline-gate", flow_run_name="gate {category} version {version}", persist_result=True)
+def gate(category: str, version: int) -> str:
+    """Wait, suspended, for a person's answer on a version that the gate does not decide; what became of it, in words.
+
+    The run holds no process and no slot while it waits. Whoever answers elsewhere (`flawline gate`) ends it.
+    """
+    found = records.waiting(category)
+    if found is None or found.number != version:
+        return f"version {version} of {category} waits for no answer"
+    asked = Answer.with_initial_data(
+        description=f"{category} version {version}: {found.summary}\n\nThe page: {found.page.resolve()}", reason=""
+    )
+    given = suspend_flow_run(wait_for_input=asked, key="answer")
+    found = records.waiting(category)  # who answers by the command decides first, and then ends this run
+    if found is not None and found.number == version:
+        records.answer(category, version, given.decision, given.reason, who="a person, in Prefect")
+    return f"{given.decision}: {given.reason}"
 
 
 def _look_again(pending: Pending, hours: float) -> None:

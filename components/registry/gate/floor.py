@@ -1,4 +1,4 @@
-"""What a version must have to serve without a person having looked at it."""
+"""What the first version of a category must have to serve without a person having looked at it."""
 
 from collections.abc import Mapping
 from pathlib import Path
