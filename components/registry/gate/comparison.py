@@ -101,11 +101,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Judged:
-    """The verdict, and the folder with `gate.html` and `gate.json`."""
+    """The verdict, the folder with `gate.html` and `gate.json`, and the figures that were compared."""
 
     verdict: Verdict
     folder: Path
-    flips: Sequence[Flip] = field(default=())
+    compared: Sequence[Compared] = field(default=())
 
 
 def judge(case: Case, params: Params, folder: Path) -> Judged:
@@ -273,7 +273,7 @@ def _told(
     write_json(folder / REPORT, report)
     facts = Facts(report, verdict, evidence, flips, both, capsules, params.limits.image_limits())
     write_text(folder / PAGE, render_comparison(facts))
-    return Judged(verdict, folder, flips)
+    return Judged(verdict, folder, evidence.figures)
 
 
 def _report(
