@@ -17,7 +17,7 @@ from components.foundation.files import digest_of, read_json, sha256_file
 from components.foundation.params import Params
 from components.foundation.places import Places
 from components.images.dataset import ImageRecord, list_category
-from components.images.identity import EXAMINE, LEARN
+from components.images.identity import LEARN
 from components.images.layout import image_files
 from components.registry import promotion
 from components.registry import versions as registry
@@ -132,14 +132,14 @@ def training_images(category: str, root: Path) -> dict[str, ImageRecord]:
 def learned_by(capsule: Path) -> Collection[str] | None:
     """SHA-256 of the images that a capsule has learned; None where it does not say so.
 
-    Where densities learn the held-out images in the end (`fit.refit`) those count as learned, but for those which only
-    ever calibrate.
+    Those that were held out count as learned, unless its threshold's promise rests on their being not: densities may
+    learn them in the end (`fit.refit`).
     """
     roles = read_roles(capsule)
     if roles is None:
         return None
-    refit = read_card(capsule)["provenance"].get("params", {}).get("fit", {}).get("refit", True)
-    return set(roles.of_role(LEARN, EXAMINE) if refit else roles.of_role(LEARN))
+    promised = read_card(capsule)["selection"].get("promise", {})
+    return set(roles.of_role(LEARN) if promised.get("construction") == "split" else roles.digests)
 
 
 def delivered_since(champion: Path, training: Mapping[str, ImageRecord]) -> list[ImageRecord]:
