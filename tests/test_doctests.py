@@ -16,6 +16,7 @@ MODULES = [
     "components.density.shrinkage",
     "components.density.whitening",
     "components.detection.conformal",
+    "components.detection.promise",
     "components.evaluation.metrics",
 ]
 CLASSES = {"GaussianDensity", "KernelDensity", "LevelwiseDensity"}

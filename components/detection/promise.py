@@ -135,7 +135,11 @@ def promise(
 
 
 def group_scores(scores: ArrayLike, groups: ArrayLike | None = None) -> np.ndarray:
-    """The highest score of each group (G,), ascending, from those of images (n,) and the group of each (n,)."""
+    """The highest score of each group (G,), ascending, from those of images (n,) and the group of each (n,).
+
+    >>> group_scores([1, 4, 2], ["one part", "one part", "another"]).tolist()
+    [2.0, 4.0]
+    """
     values = np.asarray(scores, np.float64).ravel()
     if groups is None:
         return np.sort(values)
@@ -146,7 +150,11 @@ def group_scores(scores: ArrayLike, groups: ArrayLike | None = None) -> np.ndarr
 
 
 def needed_on_average(wished: float) -> int:
-    """Fewest good images whose highest score is exceeded at this rate on average: the smallest n ≥ 1 / wished − 1."""
+    """Fewest good images whose highest score is exceeded at this rate on average: the smallest n ≥ 1 / wished − 1.
+
+    >>> needed_on_average(0.02)
+    49
+    """
     if not 0 < wished < 1:
         raise ValueError(f"wished must lie strictly between 0 and 1, not {wished}")
     return max(1, ceil(1 / Fraction(str(float(wished)))) - 1)
@@ -168,6 +176,11 @@ def reset(
     """What another threshold for the scores (G,) of a capsule's calibration promises, and the selection that says so.
 
     Nothing is promised for a capsule that is older than promises. What the threshold misses is not known.
+
+    >>> before = {"promise": promise(range(200), 0.05, 0.95).to_json()}
+    >>> made, _ = reset(before, range(200), 0.02, 0.95)
+    >>> made.value, made.claim
+    (199.0, 'at most 1 false alarm in 50 good parts with 95 % confidence')
     """
     before = selection.get("promise", {"rule": "confident", "construction": "examined", "images": np.size(scores)})
     made = promise(scores, wished, confidence, before["rule"], construction=before["construction"])
@@ -176,14 +189,24 @@ def reset(
 
 
 def promise_words(selection: Mapping[str, Any]) -> str:
-    """The sentence of a capsule's selection, and what it costs; empty where a capsule is older than that."""
+    """The sentence of a capsule's selection, and what it costs; empty where a capsule is older than that.
+
+    >>> promise_words({})
+    ''
+    >>> promise_words({"promise": promise(range(59), 0.05, 0.95).to_json(), "missed": {}})[:54]
+    'alarm above 58, the highest score of 59 good images: a'
+    """
     if "promise" not in selection:
         return ""
     return "; ".join(filter(None, [Promise.from_json(selection["promise"]).sentence, cost_words(selection["missed"])]))
 
 
 def cost_words(missed: Mapping[str, Mapping[str, Any]]) -> str:
-    """What the threshold costs, in words, from `Calibration.missed`; empty where there is no such defect."""
+    """What the threshold costs, in words, from `Calibration.missed`; empty where there is no such defect.
+
+    >>> cost_words({"stain": {"count": 30, "missed": 0.1}, "blur": {"count": 10, "missed": 0.5}})
+    "of the exam's defects it misses 20 % (blur 50 %, stain 10 %)"
+    """
     count = sum(row["count"] for row in missed.values())
     if not count:
         return ""
