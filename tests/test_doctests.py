@@ -18,6 +18,7 @@ MODULES = [
     "components.detection.conformal",
     "components.detection.promise",
     "components.evaluation.metrics",
+    "components.registry.gate.statistics",
 ]
 CLASSES = {"GaussianDensity", "KernelDensity", "LevelwiseDensity"}
 

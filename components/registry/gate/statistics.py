@@ -63,6 +63,10 @@ def resamples(labels: ArrayLike, count: int, seed: int, groups: ArrayLike | None
 
     labels: (N,); images are drawn within each label. groups: (N,) ints of images that are drawn together, such as a
     good image and the synthetic samples made from it; labels do not matter then.
+
+    >>> drawn = resamples([0, 0, 0, 1, 1], count=100, seed=0)
+    >>> drawn.shape, set(drawn[:, :3].sum(axis=1)) == {3.0}, set(drawn[:, 3:].sum(axis=1)) == {2.0}
+    ((100, 5), True, True)
     """
     generator = np.random.default_rng(seed)
     kinds = np.asarray(labels)
@@ -89,6 +93,12 @@ def auroc_difference(
 
     Bounds are the wider of DeLong's and the bootstrap's, and never nearer than so few images allow (`least_width`).
     delong: false where images are not independent.
+
+    >>> labels = [False] * 50 + [True] * 50
+    >>> old, new = np.r_[np.arange(50), np.arange(10, 60)], np.r_[np.arange(50), np.arange(40, 90)]
+    >>> found = auroc_difference(labels, old, new, resamples(labels, 500, seed=0), Levels.of(0.95, 1))
+    >>> round(found.champion, 2), round(found.challenger, 2), found.low > 0  # better, and beyond chance
+    (0.68, 0.98, True)
     """
     defect = np.asarray(labels).astype(bool)
     if defect.all() or not defect.any():
@@ -102,7 +112,11 @@ def auroc_difference(
 
 
 def delong_variance(placements: NDArray[np.floating]) -> float:
-    """Variance of the mean of placements (D, G): of an AUROC where they are 0, ½ and 1, of a difference of two else."""
+    """Variance of the mean of placements (D, G): of an AUROC where they are 0, ½ and 1, of a difference of two else.
+
+    >>> delong_variance(np.array([[1.0, 0.0], [1.0, 0.0]]))  # of AUROC 1/2, all of it from the two good images
+    0.25
+    """
     of_defects, of_good = placements.mean(axis=1), placements.mean(axis=0)
     parts = [values.var(ddof=1) / len(values) for values in (of_defects, of_good) if len(values) > 1]
     return float(sum(parts))
@@ -126,6 +140,11 @@ def count_pixels(masks: NDArray[np.bool_], maps: NDArray[np.floating], bins: int
     """Count the pixels of maps (N, H, W) with masks (N, H, W), one image at a time: maps may be mapped from a file.
 
     The bins' edges are quantiles of good pixels, spread over all images, so that each holds about as many.
+
+    >>> masks, maps = np.array([[[True, False, False]]]), np.array([[[0.9, 0.5, 0.1]]])
+    >>> counts = count_pixels(masks, maps, bins=2)  # the edge is the good pixels' median, 0.3
+    >>> counts.good.tolist(), counts.found.tolist()
+    ([[1.0, 1.0]], [[1.0, 0.0]])
     """
     edges = _edges(masks, maps, bins)
     good, found, overlap = (np.zeros((len(maps), len(edges) + 1), np.float32) for _ in range(3))
@@ -144,6 +163,14 @@ def pixel_figures_of(
     """Pixel AUROC (R,) and AUPRO (R,) of samples in which image n is `drawn[r, n]` times; `metrics.pixel_figures`.
 
     Within a bin pixels count as tied, which changes either figure by about 1 / BINS at most.
+
+    >>> maps = np.random.default_rng(0).normal(size=(2, 64, 64))
+    >>> masks = np.zeros((2, 64, 64), bool)
+    >>> masks[0, :8, :8], maps[0, :8, :8] = True, maps[0, :8, :8] + 2  # the second image is good
+    >>> pixel, pro = pixel_figures_of(count_pixels(masks, maps), np.ones((1, 2), np.float32), 0.3)
+    >>> from components.evaluation.metrics import pixel_figures
+    >>> bool(np.allclose((pixel[0], pro[0]), pixel_figures(masks, maps, 0.3), atol=1e-3))
+    True
     """
     aurocs, aupros = [], []
     for start in range(0, len(drawn), CHUNK):
@@ -164,6 +191,12 @@ def pixel_differences(
     """Of pixel AUROC and of AUPRO; masks and maps of champion and challenger, (N, H, W) each; drawn (R, N).
 
     The two may be of different sizes. None without good and defective pixels.
+
+    >>> masks, maps = np.array([[[True, False, False]]] * 2), np.array([[[0.9, 0.5, 0.1]]] * 2)
+    >>> once = np.ones((9, 2), np.float32)
+    >>> pixel, pro = pixel_differences((masks, masks), (maps, maps), once, 0.3, Levels.of(0.95, 2))
+    >>> pixel.estimate, pro.estimate
+    (0.0, 0.0)
     """
     defective = np.array([mask.any() for mask in masks[0]], dtype=bool)
     if not all(any(mask.any() for mask in own) and any(not mask.all() for mask in own) for own in masks):
@@ -187,6 +220,9 @@ def least_width(good: int, defects: int, confidence: float) -> float:
     Images that only one model gets wrong, of which none was seen among n, may be 1 - (1 - confidence)^(1 / n) of all;
     each costs half its weight, as where it then ranks is not known. Without good images, such as where each region's
     surroundings are the good pixels, defects alone count.
+
+    >>> round(least_width(59, 1000, 0.95), 4)  # (1 - 0.05^(1/59)) / 2
+    0.0248
     """
     fewest = min(number for number in (good, defects) if number)
     return float(-np.expm1(np.log1p(-confidence) / fewest) / 2)
@@ -197,6 +233,9 @@ def resolution(good: int, defects: int, confidence: float) -> float:
 
     By Hanley and McNeil's standard error at an AUROC of 0.9, for scores whose errors correlate by 0.5. Infinite
     without both classes.
+
+    >>> round(resolution(100, 100, 0.95), 3), round(resolution(20, 100, 0.95), 3)
+    (0.037, 0.048)
     """
     if not good or not defects:
         return float("inf")
@@ -204,7 +243,11 @@ def resolution(good: int, defects: int, confidence: float) -> float:
 
 
 def hanley_error(good: int, defects: int, auroc: float = PLANNED_AUROC) -> float:
-    """Standard error of an AUROC, by Hanley and McNeil (1982)."""
+    """Standard error of an AUROC, by Hanley and McNeil (1982).
+
+    >>> round(hanley_error(100, 100), 4)
+    0.0226
+    """
     q1, q2 = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
     variance = auroc * (1 - auroc) + (defects - 1) * (q1 - auroc**2) + (good - 1) * (q2 - auroc**2)
     return sqrt(variance / (good * defects))
@@ -240,7 +283,11 @@ class Rate:
 
 
 def more_often(champion: ArrayLike, challenger: ArrayLike) -> float:
-    """One-sided p-value that something happens to the challenger no more often: masks (N,); McNemar's exact test."""
+    """One-sided p-value that something happens to the challenger no more often: masks (N,); McNemar's exact test.
+
+    >>> more_often([False] * 9, [True] * 5 + [False] * 4)  # five of five that differ: 1 / 2⁵
+    0.03125
+    """
     old, new = np.asarray(champion).astype(bool), np.asarray(challenger).astype(bool)
     only_new, either = int((new & ~old).sum()), int((new ^ old).sum())
     return float(stats.binomtest(only_new, either, 0.5, "greater").pvalue) if either else 1.0
