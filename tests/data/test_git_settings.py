@@ -10,6 +10,7 @@ import yaml
 
 from components.data.version import good_images
 from components.foundation.errors import UserError
+from flows.data import git
 from flows.data.history import diff_versions, list_versions
 from flows.data.transfer import pull
 from flows.data.versions import commit_folder, commit_images
@@ -223,3 +224,19 @@ def test_edits_of_the_parameters_at_once_are_all_there(git_project: Project) -> 
     content = yaml.safe_load(Path("params.yaml").read_text())
     assert (content["seed"], content["threads"], content["method"]) == (7, 2, "pretrained")
     assert content["training"]["steps"] == 9
+
+
+def test_a_commit_beside_the_users_work_is_the_same_whatever_the_users_git_prints(hostile: Project) -> None:
+    Path("metrics").mkdir()
+    Path("metrics/Größe.json").write_text("changed, and known to nobody")
+    head, content, message = git.head_commit(), b"{}\r\n", "Maße: 2 €\n\nFlawline-Category: bolt\n"
+    commit = git.commit_aside("flawline/bolt/1", {"metrics/Größe.json": content}, message, [head])
+    assert git.list_refs("refs/heads/flawline/*/*") == [("refs/heads/flawline/bolt/1", commit, message)]
+    assert git.read_at(commit, "metrics/Größe.json") == content
+    assert git.list_files(commit, "metrics") == ["metrics/Größe.json"]
+    assert git.read_many(commit, ["metrics", "none", "metrics/Größe.json"]) == {"metrics/Größe.json": content}
+    assert "metrics/" in git.changed_files()
+    git.clone_at(commit, Path(".flawline/scratch/bolt"))
+    assert Path(".flawline/scratch/bolt/metrics/Größe.json").read_bytes() == content
+    assert Path(".flawline/scratch/bolt/params.yaml").read_bytes() == git.read_at(head, "params.yaml")
+    assert git.head_commit() == head
