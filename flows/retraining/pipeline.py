@@ -125,13 +125,14 @@ def _retrain(categories: Sequence[str], params: Params, force: bool, with_demo: 
 
 
 def run_category(category: str, force: bool = False) -> int:
-    """All stages of one category, then register and gate; the number of the version."""
+    """All stages of one category, then register, commit and gate; the number of the version."""
     for stage in STAGES:
         begun = time.monotonic()
         ran = run_stage(stage, category, force)
         _say(f"{category}: {stage} {f'done in {time.monotonic() - begun:.0f} s' if ran else 'is up to date'}")
     try:
         version = register(category)
+        keep_commit(category, version)
         _say(f"{category}: version {version} {gate(category, version)}")
     except ServerError as error:
         unregistered.note(category)
@@ -140,14 +141,17 @@ def run_category(category: str, force: bool = False) -> int:
             "`flawline status`, that reaches it."
         ) from error
     unregistered.forget(category)
-    keep_commit(category, version)
     return version
 
 
-def keep_commit(category: str, version: int) -> None:
-    """Commit what the version is made from, and send it; where that cannot be, the version is none the worse."""
+def keep_commit(category: str, version: int, in_flow: bool = True) -> None:
+    """Commit what the version is made from, and send it; where that cannot be, the version is none the worse.
+
+    in_flow: as tasks of the flow that runs; without one, a task would start a server of its own.
+    """
+    make, pass_on = (commit, send) if in_flow else (commit.fn, send.fn)
     try:
-        done = commit(category, version)
+        done = make(category, version)
         if done.is_new:
             remark = f"; {done.remark}" if done.remark else ""
             _say(f"{category}: version {version} is commit {done.commit.commit[:10]} ({done.commit.branch}){remark}")
@@ -155,7 +159,7 @@ def keep_commit(category: str, version: int) -> None:
         _say(f"{category}: version {version} has no commit of its own, as {_sentence(error)}")
         return
     try:
-        if sent := send(category, done):
+        if sent := pass_on(category, done):
             _say(f"{category}: version {version} {sent}")
     except (UserError, OSError) as error:
         _say(f"{category}: version {version} stays on this machine for now: {_sentence(error)}")
@@ -176,9 +180,9 @@ def catch_up(except_for: Sequence[str] = ()) -> None:
         try:
             if category not in except_for and unregistered.is_current(category):
                 version = register.fn(category)
+                keep_commit(category, version, in_flow=False)
                 _say(f"{category}: version {version} {gate.fn(category, version)}, registered late")
                 unregistered.forget(category)
-                keep_commit(category, version)
         except (UserError, OSError) as error:
             _say(f"{category}: still not registered: {error}")
 
