@@ -154,7 +154,7 @@ corrected p = {{ "%.2g" % one.p_value }}</td>
 </div>
 {% endif %}
 
-<footer class="soft">Delivery {{ summary.delivery }} from {{ summary.source }}, {{ summary.time }}
+<footer class="soft">Delivery {{ summary.batch }} from {{ summary.source }}, {{ summary.time }}
 {%- if not summary.screened %}; no champion was there yet to look for defects{% endif %}
 {%- if summary.commit %}; version {{ summary.commit }}{% endif %}
 </footer>
