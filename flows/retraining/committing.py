@@ -68,11 +68,8 @@ def commit_version(category: str, number: int, params: Params) -> Committed:
             raise UserError("there is no commit yet to build on: run `git add` and `git commit` first.")
         own = _own_entries(category)
         before = commits.find_commit(category, number, version.digest)
-        if (
-            before is not None
-            and before[commits.LOCK] == entries_digest(own)
-            and not _is_completed(before, own, params)
-        ):
+        same = before is not None and before[commits.LOCK] == entries_digest(own)
+        if before is not None and same and not _is_completed(before, own, params):
             done = Committed(_here(before), is_new=False)
         else:
             done = Committed(_make(version, own, before, head, params), is_new=True)
@@ -103,9 +100,11 @@ def send(category: str, done: Committed, params: Params) -> str:
     """
     if not dvc_file(category, params).is_file():
         return ""
-    sent = push_state(category)
     remote = git.remote_to_push()
-    if remote and not git.has_pushed(remote, done.commit.branch, done.commit.commit):
+    if remote and git.has_pushed(remote, done.commit.branch, done.commit.commit):
+        return ""  # and before that the data and results were
+    sent = push_state(category)
+    if remote:
         git.push(remote, done.commit.branch)
         return f"sent to {remote}"
     return "data and results sent to the remote" if sent else ""
