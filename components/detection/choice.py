@@ -60,13 +60,20 @@ class Choice:
         return list(dict.fromkeys([*self.image, *self.map]))
 
 
-def make_banks(encoders: Mapping[str, Encoder], prepared: Prepared, params: Params) -> dict[str, FeatureBank]:
-    """A bank for each encoder, of the features that its candidates need."""
+def make_banks(
+    encoders: Mapping[str, Encoder], prepared: Prepared, params: Params, used: Sequence[Composition] = ()
+) -> dict[str, FeatureBank]:
+    """A bank for each encoder, of the features that its candidates need; of those `used` alone, where these are given.
+
+    A feature is the same either way.
+    """
     count, store = len(prepared.fit_rows), feature_store(params.cache.max_bytes)
-    families = {
-        name: candidates(name, encoder, params.image.side, count, params.fit) for name, encoder in encoders.items()
-    }
-    return {name: FeatureBank(name, encoders[name], prepared, family, store) for name, family in families.items()}
+    banks = {}
+    for name, encoder in encoders.items():
+        family = candidates(name, encoder, params.image.side, count, params.fit)
+        own = [composition for composition in used if composition.encoder == name]
+        banks[name] = FeatureBank(name, encoder, prepared, family, store, own)
+    return banks
 
 
 def choose(banks: Banks, params: Params) -> Choice:

@@ -22,19 +22,18 @@ from components.detection.detector import BATCH
 from components.foundation.byte_cache import ByteCache
 from components.foundation.files import digest_of, sha256_file
 from components.foundation.libraries import library_versions
-from components.foundation.places import CACHE
+from components.foundation.places import FEATURES
 from components.foundation.processor import processor
 from components.images.tensors import as_tensor
 from components.learning.backbone import Encoder
 
 Features = dict[str, Tensor]
 Piece = tuple[np.ndarray, Sequence[str]]  # uint8 (b, S, S, 3), and of each the digest of the image that it comes from
-STORE = CACHE / "features.db"
 
 
 def feature_store(max_bytes: int) -> ByteCache:
     """Where the project keeps features."""
-    return ByteCache(STORE, max_bytes)
+    return ByteCache(FEATURES, max_bytes)
 
 
 class Extractor:

@@ -700,6 +700,19 @@ class GateParams(_Section):
     )
 
 
+class RetrainParams(_Section):
+    """What a retraining that nobody typed learns anew; `flawline run` learns all, `flawline update` what is new."""
+
+    kind: Literal["full", "update", "auto"] = Field(
+        "full",
+        description="full: all is learned; update: the champion's encoder and compositions are kept where that can be, "
+        "and fitted to all images; auto: that, until the images differ by more than update_share",
+    )
+    update_share: float = Field(
+        0.2, gt=0, le=1, description="of the good images of the last full training, by which they may be more or fewer"
+    )
+
+
 class CacheParams(_Section):
     """What is kept of what was computed, in .flawline/cache; no result depends on it, and it may be deleted."""
 
@@ -761,6 +774,7 @@ class Params(_Section):
     image: ImageParams = ImageParams()
     threshold: ThresholdParams = ThresholdParams()
     ingest: IngestParams = IngestParams()
+    retrain: RetrainParams = RetrainParams()
     validation: ValidationParams = ValidationParams()
     synthesis: SynthesisParams = SynthesisParams()
     backbone: BackboneParams = BackboneParams()

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CACHE = Path(".flawline/cache")  # of what can be computed again; it may be deleted at any time
+FEATURES = CACHE / "features.db"
+CAPSULES = Path(".flawline/capsules")  # that were fetched, by their digests
 DEMO = Path("data/demo")  # made anew by each `flawline demo`: no place for a user's images
 
 
@@ -57,6 +59,11 @@ class Places:
     def metrics(self) -> Path:
         """The few figures that `dvc metrics` compares, kept in git."""
         return Path("metrics") / f"{self.category}.json"
+
+    @property
+    def base(self) -> Path:
+        """Which version an update keeps encoder and compositions of, kept in git."""
+        return Path("bases") / f"{self.category}.json"
 
     @property
     def checkpoint(self) -> Path:

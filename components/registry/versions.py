@@ -21,6 +21,7 @@ from components.foundation.errors import UserError
 from components.foundation.files import held_lock, is_digest, new_directory
 from components.foundation.mlflow_store import database_of, database_uri
 from components.foundation.names import check_category_name, is_category_name
+from components.foundation.places import CAPSULES
 from components.registry.journal import Move, champion_at, decided, read_moves
 from components.registry.packaging import save_model
 from components.registry.person import who_am_i
@@ -50,7 +51,7 @@ MOST_VERSIONS = 2**31 - 1  # a larger number is none to MLflow's databases
 
 _DIGEST, _METHOD, _DATA, _THRESHOLD, _METRIC = "capsule_digest", "method", "data_digest", "threshold", "metric."
 _KINDS, _PROMISE, _COMMIT, _RUN_PAGE = "by_kind", "promise", "commit", "run_page"
-_MADE_BY = "made_by"
+_MADE_BY, _UPDATED = "made_by", "updated"
 _GONE = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE"}  # of what was deleted
 _GIT_COMMIT, _GIT_BRANCH = "git_commit", "git_branch"
 _CAPSULE_PATH = "artifacts/capsule"
@@ -75,6 +76,7 @@ class Version:
         git_commit, git_branch: the retraining's own commit, which holds all that the version is made from, and its
             branch; empty where there is none.
         verdict: the alias, and why it has it.
+        updated: from which version it was updated, in words; empty where it was learned anew.
         made_at, made_by: when it was registered (ISO 8601, UTC), and by whom; the latter may be empty.
     """
 
@@ -96,6 +98,7 @@ class Version:
     git_branch: str = ""
     run_page: str = ""
     verdict: str = ""
+    updated: str = ""
     made_at: str = ""
     made_by: str = ""
 
@@ -256,7 +259,7 @@ def download_capsule(category: str, which: str | int = CHAMPION) -> Path:
     What is fetched is checked before it is kept, and what is kept and was damaged since is fetched again.
     """
     number, digest = locate_capsule(category, which)
-    folder = STATE / "capsules" / digest
+    folder = CAPSULES / digest
     lock = STATE / "locks" / f"capsule-{digest}.lock"
     with held_lock(lock, LOCK_SECONDS, UserError(f"Another process has fetched {folder} for long: end it.")):
         if _capsule_fault(folder, digest):
@@ -386,6 +389,7 @@ def _as_version(category: str, found: "ModelVersion", aliases: tuple[str, ...]) 
         git_branch=tags.get(_GIT_BRANCH, ""),
         run_page=tags.get(_RUN_PAGE, ""),
         verdict=tags.get(VERDICT, ""),
+        updated=tags.get(_UPDATED, ""),
         made_at=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
         made_by=tags.get(_MADE_BY, ""),
     )
@@ -459,8 +463,15 @@ def _version_tags(
         _THRESHOLD: repr(float(card["threshold"])),
         _KINDS: json.dumps(_rounded(by_kind), ensure_ascii=False),
         _PROMISE: promise_words(card["selection"]),
+        **_updated(card),
         **{_METRIC + name: repr(float(value)) for name, value in metrics.items() if value is not None},
     }
+
+
+def _updated(card: Mapping[str, Any]) -> dict[str, str]:
+    """From which version it was updated, and with how many images, in words; nothing of one that was learned anew."""
+    words = card["provenance"].get("updated", {}).get("in_words")
+    return {_UPDATED: str(words)} if words else {}
 
 
 def _rounded(by_kind: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float | None]]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -13,6 +14,7 @@ from components.detection.capsule import Capsule, save_capsule
 from components.detection.choice import Choice, choose, make_banks, say_if_training_did_not_help, selection_summary
 from components.detection.detector import BATCH, Composition, Detector, Part, activation, image_scores
 from components.detection.fitting import Banks
+from components.detection.keeping import UPDATED, Kept, load_kept
 from components.detection.network_fit import Baseline, Served, open_network, with_network
 from components.detection.scale import Scale
 from components.evaluation.map_range import map_range
@@ -41,17 +43,13 @@ SIGMA = 2.0  # of the receptive field's Gaussian, in 1/256 of the image's side
 
 
 def main(category: str, params: Params) -> None:
-    """Write the capsule of one category."""
+    """Write the capsule of one category; of an update, with the encoders and compositions that are kept."""
     use_threads(params.threads)
     places = Places(category)
     prepared = load_prepared(places.prepared)
     for folder in (places.prepared, places.encoder):
         check_made_in(folder, params, prepared.data_digest)
-    encoders = load_encoders(places.encoder, params)
-    heads = load_heads(places.encoder, category, params)
-    banks = make_banks({name: encoders[name] for name in heads} or encoders, prepared, params)
-    choice = choose(banks, params)
-    say_if_training_did_not_help(category, choice)
+    choice, banks, heads = kept_or_chosen(category, prepared, params)
     refit = learns_held_out(prepared, params)
     plan = Plan.of(prepared, params, taught=choice.is_taught, refit=refit)
     served = fit_detector(choice, banks, prepared, params, heads, plan)
@@ -62,6 +60,21 @@ def main(category: str, params: Params) -> None:
         served = with_network(Baseline(choice.encoder, served, unseen), network, prepared, params, view)
     capsule = make_capsule(served, choice, prepared, params)
     save_capsule(capsule, golden_images(prepared), places.capsule)
+
+
+def kept_or_chosen(
+    category: str, prepared: Prepared, params: Params
+) -> tuple[Choice | Kept, Banks, Mapping[str, nn.Sequential]]:
+    """The compositions that serve, kept by an update or else chosen by the exam; features and heads of the encoders."""
+    folder = Places(category).encoder
+    if kept := load_kept(folder):
+        return kept, make_banks(kept.encoders, prepared, params, kept.all), kept.heads
+    encoders = load_encoders(folder, params)
+    heads = load_heads(folder, category, params)
+    banks = make_banks({name: encoders[name] for name in heads} or encoders, prepared, params)
+    choice = choose(banks, params)
+    say_if_training_did_not_help(category, choice)
+    return choice, banks, heads
 
 
 def trained_folders(folder: Path, params: Params) -> dict[str, Path]:
@@ -93,7 +106,7 @@ def load_heads(folder: Path, category: str, params: Params) -> dict[str, nn.Sequ
 
 
 def fit_detector(
-    choice: Choice,
+    choice: Choice | Kept,
     banks: Banks,
     prepared: Prepared,
     params: Params,
@@ -171,7 +184,7 @@ def activations_of(
     return {composition: np.concatenate(pieces) for composition, pieces in found.items()}
 
 
-def make_capsule(served: Served, choice: Choice, prepared: Prepared, params: Params) -> Capsule:
+def make_capsule(served: Served, choice: Choice | Kept, prepared: Prepared, params: Params) -> Capsule:
     """Set the threshold from the good images' scores, and put everything together."""
     calibration = served.calibration
     promised = calibration.promise(prepared, params.threshold)
@@ -182,17 +195,23 @@ def make_capsule(served: Served, choice: Choice, prepared: Prepared, params: Par
         threshold=promised.value,
         calibration=calibration.by_group(prepared),
         map_range=served.map_range,
-        selection=selection_summary(choice)
+        selection=dict(choice.selection if isinstance(choice, Kept) else selection_summary(choice))
         | served.selection
         | {
             "promise": promised.to_json(),
             "set_by": calibration.setting(prepared, promised.value),
             "missed": calibration.missed(prepared, promised.value),
         },
-        provenance=making(params, READS, prepared.data_digest),  # no other key, or its bytes would grow stale
+        provenance=provenance(choice, prepared, params),
         bits=prepared.bits,
         roles=prepared.roles,
     )
+
+
+def provenance(choice: Choice | Kept, prepared: Prepared, params: Params) -> dict[str, Any]:
+    """What it was made with, and what it was updated from; no other key, or its bytes would grow stale."""
+    made = making(params, READS, prepared.data_digest)
+    return made | {UPDATED: choice.provenance(prepared.roles.digests)} if isinstance(choice, Kept) else made
 
 
 def golden_images(prepared: Prepared) -> np.ndarray:

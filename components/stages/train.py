@@ -14,11 +14,13 @@ from components.detection.compositions import candidates, pooled
 from components.detection.detector import arrange
 from components.detection.exam import examine, held_out_paper
 from components.detection.feature_bank import FeatureBank
+from components.detection.keeping import keep
 from components.detection.network_exam import examine_network
 from components.foundation.errors import UserError
 from components.foundation.files import new_directory, write_json, write_text
 from components.foundation.making import check_made_in, write_making
 from components.foundation.params import Params, TrainingParams
+from components.foundation.pin import Pin, read_pin
 from components.foundation.places import Places
 from components.foundation.progress import ProgressBar
 from components.foundation.runtime import use_threads
@@ -53,11 +55,17 @@ Trained = tuple[Encoder, nn.Sequential | None, Progress]
 
 
 def main(category: str, params: Params) -> None:
-    """Write the encoder with the best exam mark, its history, and what the exam said after how many steps."""
+    """Write the encoder with the best exam mark, its history, and what the exam said after how many steps.
+
+    For an update, which `bases/CATEGORY.json` asks for, that is the encoder of the version named there, as it is.
+    """
     use_threads(params.threads)
     places = Places(category)
     prepared = load_prepared(places.prepared)
     check_made_in(places.prepared, params, learned_digest(category))
+    if pin := read_pin(category):
+        keep_version(pin, category, params, prepared.data_digest)
+        return
     checkpoint = places.checkpoint / experiment_identity(category, params)[:16]
     members = [train_member(number, prepared, params, checkpoint) for number in range(members_of(params))]
     learner = learner_if_any(prepared, params, checkpoint)
@@ -67,6 +75,15 @@ def main(category: str, params: Params) -> None:
         say_if_it_did_not_help(category, progress)
     write_outputs(places.encoder, members, params, prepared.data_digest, learner)
     drop_checkpoint(places.checkpoint)
+
+
+def keep_version(pin: Pin, category: str, params: Params, data_digest: str) -> None:
+    """Take a version's encoders and compositions instead of training; the history of this training is empty."""
+    with new_directory(Places(category).encoder) as beside:
+        write_making(beside, params, READS, data_digest)
+        keep(pin, category, params, beside)
+        write_text(beside / "history.csv", history_csv([]))
+        write_json(beside / "training.json", training_summary(Progress(), params))
 
 
 def members_of(params: Params) -> int:

@@ -17,6 +17,7 @@ from components.foundation.dvc_digests import digest_of_folder
 from components.foundation.errors import UserError, printable
 from components.foundation.files import new_directory, write_json, write_text
 from components.foundation.params import Params, ValidationParams
+from components.foundation.pin import ensure_pin
 from components.images.dataset import Category, list_category
 from components.images.depth import find_bits
 from components.images.layout import name_key
@@ -93,6 +94,7 @@ def main(category_name: str, params: Params) -> None:
     `learned.json` beside them names the images that are learned from: what is learned depends on nothing else of these
     files, so that new test images and masks change the evaluation alone.
     """
+    ensure_pin(category_name)  # what a later stage depends on must be there
     category = list_category(Path(params.data.root) / category_name)
     limits = params.limits.image_limits()
     learned = [record.path for record in category.train]

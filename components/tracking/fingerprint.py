@@ -7,6 +7,7 @@ import yaml
 
 from components.foundation.files import read_json
 from components.foundation.params import Params
+from components.foundation.pin import read_pin
 from components.foundation.places import Places
 from components.synthesis.methods import sections_used
 from components.tracking.lineage import lineage_of
@@ -17,7 +18,7 @@ SHOWN_ALWAYS = {"method", "seed", "image.side", "backbone.name", "threshold.fals
 
 def relevant_params(params: Params) -> dict[str, Any]:
     """The parameters that can change a category's results: all but those of what comes before and after the stages."""
-    outside = dict.fromkeys(("cache", "data", "demo", "fetch", "gate", "ingest"), True)
+    outside = dict.fromkeys(("cache", "data", "demo", "fetch", "gate", "ingest", "retrain"), True)
     return params.model_dump(mode="json", exclude=outside | {"limits": {"max_pixels", "max_bytes"}})
 
 
@@ -56,7 +57,9 @@ def written_params(params: Params) -> str:
 
 def experiment_identity(category: str, params: Params) -> str:
     """The identity of the present experiment on `category`, from the data digest that its validation wrote."""
-    return run_identity(validated_digest(category), relevant_params(params), code_digest(), category)
+    pin = read_pin(category)
+    kept = {"base": pin.capsule} if pin else {}
+    return run_identity(validated_digest(category), relevant_params(params) | kept, code_digest(), category)
 
 
 def data_version(category: str, params: Params) -> DataVersion:

@@ -125,6 +125,24 @@ def run(
 
 
 @app.command()
+def update(category: Annotated[str, typer.Argument(help="The product whose images have changed.")]) -> None:
+    """Fit the champion's encoder and compositions to the images that there are now, and register the new version.
+
+    Densities, scales and threshold are made anew from all good images; nothing is trained and nothing is chosen. Images
+    come into the data by `flawline data add` or `flawline ingest`, and leave them by `flawline forget`.
+    """
+    enter_project()
+    from flows.retraining.bases import UPDATE, check_champion
+
+    with running(_command()):
+        (category,) = _chosen_categories([category], None)
+        check_champion(category)
+        failed = _retrain([category], kind=UPDATE)
+    _show_status([category])
+    _fail_if(failed)
+
+
+@app.command()
 def score(
     images: Annotated[list[Path], typer.Argument(help="Images to inspect (PNG, JPEG, BMP, TIFF).")],
     category: Annotated[
@@ -232,7 +250,7 @@ def _chosen_categories(chosen: list[str] | None, data: Path | None) -> list[str]
     return list(dict.fromkeys(chosen or known))
 
 
-def _retrain(categories: list[str], *, force: bool = False, with_demo: bool = False) -> list[str]:
+def _retrain(categories: list[str], *, force: bool = False, with_demo: bool = False, kind: str = "full") -> list[str]:
     """Run the flow; returns the categories that failed. A Prefect server that does not answer is a user's error."""
     from components.foundation.disk import FULL_BYTES, check_room, full_disk_said
     from flows.common.prefect_server import answering_server
@@ -242,7 +260,7 @@ def _retrain(categories: list[str], *, force: bool = False, with_demo: bool = Fa
     with full_disk_said(), frozen_params() as params, warm_stages(params.thread_variables), answering_server():
         from flows.retraining.pipeline import retrain  # seconds to import: only when all that was asked for is possible
 
-        failed = retrain(categories, force=force, with_demo=with_demo)
+        failed = retrain(categories, force=force, with_demo=with_demo, kind=kind)
     if failed:
         check_room(needed=FULL_BYTES)  # this explains whatever reason was said
     return failed

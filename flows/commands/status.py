@@ -38,6 +38,7 @@ def facts(version: Version) -> dict[str, str]:
     held = f" (commit {version.data_commit[:10]})" if version.data_commit else ""
     return {
         "method": version.method,
+        **({"updated": version.updated} if version.updated else {}),
         "threshold": f"{version.threshold:.4g}",
         "promise": version.promise or "–",
         "data version": f"{version.data_version}{held}" if version.data_version else "",

@@ -1,9 +1,9 @@
 """One retraining, one commit: what a version was made from, and what came out, under a branch of its own.
 
-`flawline/CATEGORY/VERSION` holds what HEAD holds, but `dvc.lock`, `metrics/CATEGORY.json`, `params.yaml` and the
-category's `.dvc` file are those of the retraining. The user's index, branch and files are not touched. The same
-version again, with the same entries in `dvc.lock`, has its commit already; where it was examined on other test images
-since, it gets a further one behind the first.
+`flawline/CATEGORY/VERSION` holds what HEAD holds, but `dvc.lock`, `metrics/CATEGORY.json`, `bases/CATEGORY.json`,
+`params.yaml` and the category's `.dvc` file are those of the retraining. The user's index, branch and files are not
+touched. The same version again, with the same entries in `dvc.lock`, has its commit already; where it was examined on
+other test images since, it gets a further one behind the first.
 """
 
 from collections.abc import Mapping, Set
@@ -184,9 +184,10 @@ def _files(category: str, own: Mapping[str, str], params: Params) -> Files:
         metrics = Places(other).metrics
         if _is_committed_state(other, theirs) and _is_current(metrics, theirs):
             entries |= theirs
-            files[metrics.as_posix()] = _content(metrics) or b""
+            kept = (metrics, Places(other).base)
+            files |= {path.as_posix(): content for path in kept if (content := _content(path)) is not None}
     files[LOCK] = lock_entries.written({name: entries[name] for name in _order(base, here) if name in entries})
-    for path in (Places(category).metrics, *_data_files(category, params)):
+    for path in (Places(category).metrics, Places(category).base, *_data_files(category, params)):
         if (content := _content(path)) is not None:
             files[path.as_posix()] = content
     return {path: content for path, content in files.items() if _differs(path, content)}

@@ -22,7 +22,7 @@ from components.tracking import runs as tracking
 from components.tracking.fingerprint import shown_params, written_params
 from flows.common.lifetime import end_in_order, ended_first
 from flows.data.git import BusyError, may_pass
-from flows.retraining import asking, committing, gating, summary, unregistered
+from flows.retraining import asking, bases, committing, gating, summary, unregistered
 from flows.retraining.running import frozen_params, running, to_stderr
 from flows.retraining.stages import STAGES, StageFailedError, reproduce, target_of
 from flows.retraining.warm_stages import warm_stages
@@ -40,6 +40,13 @@ def make_demo_data() -> None:
 def run_stage(stage: str, category: str, force: bool = False) -> bool:
     """Run one DVC stage; True if it ran, False if it was up to date."""
     return reproduce(target_of(stage, category), force=force)
+
+
+@task(task_run_name="settle@{category}", retries=2, retry_delay_seconds=3)
+def settle(category: str, kind: str) -> None:
+    """Write what the category's training keeps of its champion."""
+    if words := bases.settle(category, kind, load_params()):
+        _say(f"{category}: {words}")
 
 
 @task(task_run_name="register@{category}", retries=2, retry_delay_seconds=3)
@@ -89,18 +96,20 @@ def _flow_run_name() -> str:
 
 
 @flow(name="flawline-retrain", flow_run_name=_flow_run_name, validate_parameters=False)
-def retrain(categories: Sequence[str], force: bool = False, with_demo: bool = False) -> list[str]:
+def retrain(
+    categories: Sequence[str], force: bool = False, with_demo: bool = False, kind: str = bases.FULL
+) -> list[str]:
     """Bring every category to a registered version; returns the categories that failed.
 
     categories: names, each a folder in `data.root`. force: run stages whose inputs did not change as well.
-    with_demo: build the demo data set first.
+    with_demo: build the demo data set first. kind: what is learned anew, see `flows.retraining.bases.settle`.
     """
     check_category_names(categories)
     with running(f"retraining of {', '.join(categories)}", WAIT, _say), frozen_params(_say) as params:
-        return _retrain(categories, params, force, with_demo)
+        return _retrain(categories, params, force, with_demo, kind)
 
 
-def _retrain(categories: Sequence[str], params: Params, force: bool, with_demo: bool) -> list[str]:
+def _retrain(categories: Sequence[str], params: Params, force: bool, with_demo: bool, kind: str) -> list[str]:
     with warm_stages(params.thread_variables):
         if with_demo:
             make_demo_data()
@@ -112,7 +121,7 @@ def _retrain(categories: Sequence[str], params: Params, force: bool, with_demo: 
         with ended_first(partial(tracking.cut_short_parent_run, parent)):
             try:
                 catch_up(except_for=categories)
-                outcomes = {category: _outcome_of(category, force) for category in categories}
+                outcomes = {category: _outcome_of(category, force, kind) for category in categories}
             except BaseException:  # such as Ctrl-C
                 tracking.cut_short_parent_run(parent)
                 raise
@@ -124,9 +133,11 @@ def _retrain(categories: Sequence[str], params: Params, force: bool, with_demo: 
     return failed
 
 
-def run_category(category: str, force: bool = False) -> int:
+def run_category(category: str, force: bool = False, kind: str = bases.FULL) -> int:
     """All stages of one category, then register, commit and gate; the number of the version."""
     for stage in STAGES:
+        if stage == "train":  # now it is known which images there are
+            settle(category, kind)
         begun = time.monotonic()
         ran = run_stage(stage, category, force)
         _say(f"{category}: {stage} {f'done in {time.monotonic() - begun:.0f} s' if ran else 'is up to date'}")
@@ -187,10 +198,10 @@ def catch_up(except_for: Sequence[str] = ()) -> None:
             _say(f"{category}: still not registered: {error}")
 
 
-def _outcome_of(category: str, force: bool) -> int | str:
+def _outcome_of(category: str, force: bool, kind: str) -> int | str:
     """The version that a category came to, or why it came to none, which is said."""
     try:
-        return run_category(category, force)
+        return run_category(category, force, kind)
     except StageFailedError as error:
         reason = f"stopped at {error}"
     except BusyError as error:

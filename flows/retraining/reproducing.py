@@ -19,6 +19,7 @@ from flows.data import git
 from flows.data.dvc_project import open_project
 from flows.data.stores import read_object
 from flows.retraining import commits, lock_entries
+from flows.retraining.bases import bring
 from flows.retraining.commits import Commit
 from flows.retraining.lock_entries import LOCK, of_category, parse_entries
 from flows.retraining.scratch import Scratch, bring_data, make_again, scratch_clone
@@ -93,6 +94,7 @@ def reproduce_version(
     with scratch_clone(f"{category}-{number}", commit.commit, keep) as scratch:
         _check_libraries(scratch.project / LIBRARIES_FILE)
         bring_data(scratch, category, lock_entries.inputs(recorded))
+        bring(category, scratch.project)
         say(f"Computing {category} version {number} anew, which takes as long as its retraining did.")
         failure = make_again(scratch, f"{LAST}@{category}")
         if failure:

@@ -128,6 +128,6 @@ def _look_again(pending: Pending, hours: float) -> None:
 
 def _retrain_all(categories: Sequence[str]) -> None:
     check_room()
-    failed = retrain(categories)
+    failed = retrain(categories, kind=load_params().retrain.kind)
     if failed:
         raise UserError(f"{', '.join(failed)} did not get a model: the log of the stages says why.")
