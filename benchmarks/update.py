@@ -26,7 +26,7 @@ from components.detection.choice import make_banks
 from components.detection.detector import Detector
 from components.detection.keeping import keep, load_kept
 from components.foundation.files import sha256_file
-from components.foundation.params import Params, parse_params, read_preset
+from components.foundation.params import CacheParams, Params, parse_params, read_preset
 from components.foundation.pin import Pin, write_pin
 from components.foundation.places import FEATURES, Places
 from components.foundation.runtime import use_threads
@@ -106,9 +106,7 @@ def difference(category: str, pin: Pin, params: Params) -> dict[str, float]:
     keep(pin, category, params, folder)
     kept, prepared = load_kept(folder), load_prepared(Places(category).prepared)
     assert kept is not None
-    banks = make_banks(
-        kept.encoders, prepared, params.model_copy(update={"cache": params.cache.model_copy(update={"max_bytes": 0})})
-    )
+    banks = make_banks(kept.encoders, prepared, params.model_copy(update={"cache": CacheParams(max_bytes=0)}))
     plan = Plan.of(prepared, params, taught=kept.is_taught, refit=learns_held_out(prepared, params))
     scratch = fit.fit_detector(kept, banks, prepared, params, kept.heads, plan).detector
     updated = load_capsule(Places(category).capsule).detector

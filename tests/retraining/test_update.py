@@ -15,7 +15,7 @@ from components.detection.capsule import load_capsule, read_card
 from components.detection.choice import make_banks
 from components.detection.detector import Detector
 from components.detection.keeping import Kept, keep, load_kept
-from components.foundation.params import Params, load_params
+from components.foundation.params import CacheParams, Params, load_params
 from components.foundation.pin import Pin, read_pin
 from components.foundation.places import FEATURES, Places
 from components.stages import fit
@@ -88,9 +88,7 @@ def kill_during_update(project: Project) -> None:
 
 def compare_with_scratch(project: Project, pin: Pin, folder: Path) -> None:
     """The capsule in the project has the very arrays of a fit of the same compositions without cache or update."""
-    params = load_params(project.folder / "params.yaml").model_copy(
-        update={"cache": Params(data={"root": "d", "categories": ["a"]}).cache.model_copy(update={"max_bytes": 0})}
-    )
+    params = load_params(project.folder / "params.yaml").model_copy(update={"cache": CacheParams(max_bytes=0)})
     assert FEATURES.is_file()
     folder.mkdir()
     keep(pin, "widget", params, folder)
