@@ -7,6 +7,8 @@ import numpy as np
 
 from components.registry.gate.both import Both
 
+KNOWN = ("test", "held-out")
+
 
 @dataclass(frozen=True)
 class Flip:
@@ -16,7 +18,8 @@ class Flip:
         row: in `Both`.
         name, role, kind: of the image; kind is "" where nobody has said what it shows.
         champion, challenger: how far each score lies above its threshold, in units of the good scores' spread.
-        wrong: whether the challenger is known to be the one that errs.
+        wrong: whether the challenger is known to be the one that errs; None where what the image shows is not known:
+            an image that was delivered as good is only said to be.
     """
 
     row: int
@@ -43,7 +46,8 @@ def find_flips(both: Both, thresholds: tuple[float, float], skipped: Sequence[st
         if shown.role in skipped:
             continue
         record = shown.record
-        wrong = None if not record.kind else bool(above[1][row] > 0) == record.is_good
+        is_known = shown.role in KNOWN and bool(record.kind)
+        wrong = bool(above[1][row] > 0) == record.is_good if is_known else None
         flips.append(Flip(row, record.name, shown.role, record.kind, float(above[0][row]), float(above[1][row]), wrong))
     order = {True: 0, None: 1, False: 2}
     return sorted(flips, key=lambda flip: (order[flip.wrong], -abs(flip.challenger - flip.champion), flip.name))

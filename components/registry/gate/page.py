@@ -18,7 +18,7 @@ from components.foundation.limits import ImageLimits
 from components.images.decode import read_image, resize_image
 from components.registry.gate.both import Both
 from components.registry.gate.decision import Evidence, Verdict
-from components.registry.gate.flips import Flip
+from components.registry.gate.flips import KNOWN, Flip
 from components.registry.gate.training_set import SelfScreened
 
 TILE = 168  # pixels
@@ -72,7 +72,7 @@ def render_first(
 ) -> str:
     """The page on a category's first version, with the images of its training set that lie farthest from the others."""
     order = np.argsort(-screened.scores, kind="stable")[:FARTHEST]
-    scale = (float(np.quantile(screened.maps, 0.5)), float(screened.maps.max()))
+    scale = (float(np.quantile(screened.maps, 0.5)), max(float(screened.maps.max()), screened.limit))
     shown = [
         {
             "name": printable(names[screened.rows[place]]),
@@ -148,7 +148,8 @@ def _flip(flip: Flip, facts: Facts) -> dict[str, Any]:
     maps = [facts.both.maps[0][flip.row], facts.both.maps[1][flip.row]]
     ranges = [champion.map_range, challenger.map_range]
     tiles = map_tiles(image, maps, facts.both.masks[1][flip.row], ranges, TILE)
-    kind = {"good": "good", "": "not known"}.get(flip.kind, f"defect: {flip.kind}")
+    good = "good" if flip.role in KNOWN else "said to be good"
+    kind = {"good": good, "": "not known"}.get(flip.kind, f"defect: {flip.kind}")
     tone, said = {True: ("error", "wrong"), False: ("good", "right"), None: ("warning", "not known")}[flip.wrong]
     return {
         "name": printable(flip.name), "role": ROLES[flip.role], "kind": printable(kind), "words": flip.words,
