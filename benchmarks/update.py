@@ -28,7 +28,7 @@ from components.detection.keeping import keep, load_kept
 from components.foundation.files import sha256_file
 from components.foundation.params import CacheParams, Params, parse_params, read_preset
 from components.foundation.pin import Pin, write_pin
-from components.foundation.places import FEATURES, Places
+from components.foundation.places import KNOWN, Places
 from components.foundation.runtime import use_threads
 from components.images.dataset import list_category
 from components.images.decode import read_image
@@ -69,7 +69,7 @@ def measure(source: Path, params: Params) -> list[dict[str, Any]]:
 
     bring_back(new)
     rows = []
-    FEATURES.unlink()
+    KNOWN.unlink()
     rows.append(run("full cold", category, params))
     cold = scores(category, load_capsule(Places(category).capsule).detector, params)
     restore(after_first)
@@ -132,12 +132,12 @@ def kept_capsule(category: str, version: int) -> Pin:
 def stored(name: str) -> Path:
     """A copy of the cache as it is."""
     copy = Path(f"{name}.db")
-    shutil.copy(FEATURES, copy)
+    shutil.copy(KNOWN, copy)
     return copy
 
 
 def restore(copy: Path) -> None:
-    shutil.copy(copy, FEATURES)
+    shutil.copy(copy, KNOWN)
 
 
 def set_aside(paths: list[Path]) -> None:

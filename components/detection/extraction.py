@@ -22,7 +22,7 @@ from components.detection.detector import BATCH
 from components.foundation.byte_cache import ByteCache
 from components.foundation.files import digest_of, sha256_file
 from components.foundation.libraries import library_versions
-from components.foundation.places import FEATURES
+from components.foundation.places import KNOWN
 from components.foundation.processor import processor
 from components.images.tensors import as_tensor
 from components.learning.backbone import Encoder
@@ -33,7 +33,7 @@ Piece = tuple[np.ndarray, Sequence[str]]  # uint8 (b, S, S, 3), and of each the 
 
 def feature_store(max_bytes: int) -> ByteCache:
     """Where the project keeps features."""
-    return ByteCache(FEATURES, max_bytes)
+    return ByteCache(KNOWN, max_bytes)
 
 
 class Extractor:

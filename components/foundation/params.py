@@ -720,8 +720,8 @@ class CacheParams(_Section):
         4_000_000_000,
         ge=0,
         le=MOST_BYTES,
-        description="of images' features, half a MB each at 256 px; above it those go that were used longest ago; 0: "
-        "none are kept",
+        description="of what is known of images, half a MB each at 256 px; above it goes what was used longest ago; 0: "
+        "nothing is kept",
     )
 
 

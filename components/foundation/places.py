@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CACHE = Path(".flawline/cache")  # of what can be computed again; it may be deleted at any time
-FEATURES = CACHE / "features.db"
+KNOWN = CACHE / "known.db"
 CAPSULES = Path(".flawline/capsules")  # that were fetched, by their digests
 DEMO = Path("data/demo")  # made anew by each `flawline demo`: no place for a user's images
 

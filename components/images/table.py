@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
+from components.foundation.byte_cache import ByteCache
 from components.foundation.dvc_digests import digest_of_images, md5_file
 from components.foundation.errors import UserError, printable
 from components.foundation.files import digest_of, sha256_file
@@ -17,6 +19,7 @@ from components.foundation.limits import ImageLimits
 from components.images.dataset import Category, ImageRecord
 from components.images.decode import read_image, read_mask_with_header, read_with_header
 from components.images.identity import near_duplicates
+from components.images.known import Known
 from components.images.layout import image_files
 from components.images.mask_pairs import mask_roots
 from components.images.measures import MEASURES, grey_levels, hash_of, image_facts, size_words
@@ -32,11 +35,21 @@ _NUMBERS = (
     *("mask_count", "mask_levels", "mask_area", "mask_percent", "mask_inverted", "mask_frames", "mask_orientation"),
 )
 _DTYPES = dict.fromkeys(_TEXT, "str") | dict.fromkeys([*MEASURES, "highest"], "float64")
+_FACTS = (
+    *("decodes", "format", "width", "height", "frames", "orientation", "levels", "highest"),
+    *("pixels", "size", "mode", "short_side", "hash", *MEASURES),
+)
 LARGE_MASK = 50  # percent of the image: a mask that marks more may be inverted
 _FRAME_SHARE = 0.9  # of the pixels along the border, which an inverted mask marks
 
 
-def image_table(category: Category, limits: ImageLimits, threads: int = 1, near_distance: float = 0.05) -> pd.DataFrame:
+def image_table(
+    category: Category,
+    limits: ImageLimits,
+    threads: int = 1,
+    near_distance: float = 0.05,
+    store: ByteCache | None = None,
+) -> pd.DataFrame:
     """Describe every image of a category, one row each, in the category's order.
 
     Columns (missing where the image or its masks cannot be decoded, or there are none):
@@ -62,15 +75,21 @@ def image_table(category: Category, limits: ImageLimits, threads: int = 1, near_
         mask_percent: of the image that is marked. mask_inverted: 1 if it looks inverted (more than half of the image is
             marked, and nearly all of its border), else 0. mask_frames, mask_orientation: as of images.
 
-    Images are read one at a time per thread: memory does not grow with their number beyond the table.
+    Images are read one at a time per thread: memory does not grow with their number beyond the table. store: where what
+    an image file is like is kept from run to run, if it is.
     """
+    known = Known(store or ByteCache(Path(), 0), "facts", asdict(limits))
     folders, pieces = _mask_folders(category), []
     hashes: list[np.ndarray | None] = []  # not in the table, where in hex they would take as much room as all the rest
     # Each image has a thread already: threads of the linear algebra beside these would only wait for each other.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
         for at in range(0, len(category.records), _AT_ONCE):
             records = category.records[at : at + _AT_ONCE]
-            rows = list(pool.map(lambda record: _row(record, category.root, limits, folders), records))
+            digests = list(pool.map(lambda record: sha256_file(record.path), records))
+            facts = known.facts(digests)
+            described = partial(_row, root=category.root, limits=limits, mask_folders=folders)
+            rows = list(pool.map(described, records, digests, [facts.get(digest) for digest in digests]))
+            known.keep_facts({row["sha256"]: _own_facts(row) for row in rows if row["decodes"]})
             hashes += [hash_of(row["hash"]) if row["decodes"] else None for row in rows]
             pieces.append(pd.DataFrame(rows, columns=[*_TEXT, *_NUMBERS]).astype(_DTYPES))
     table = _with_duplicates(pd.concat(pieces, ignore_index=True))
@@ -122,12 +141,20 @@ def _folder_of(mask: Path, roots: list[Path]) -> Path:
     return own / mask.relative_to(own).parts[0] if own and mask.parent != own else mask.parent
 
 
-def _row(record: ImageRecord, root: Path, limits: ImageLimits, mask_folders: dict[str, str]) -> dict[str, Any]:
+def _row(
+    record: ImageRecord,
+    digest: str,
+    facts: dict[str, Any] | None,
+    root: Path,
+    limits: ImageLimits,
+    mask_folders: dict[str, str],
+) -> dict[str, Any]:
+    """A row; digest: SHA-256 of the file. facts: of it, where they are known."""
     row: dict[str, Any] = {"name": _name(record.path, root), "split": record.split, "kind": printable(record.kind)}
-    row |= {"bytes": record.path.stat().st_size, "sha256": sha256_file(record.path)}
+    row |= {"bytes": record.path.stat().st_size, "sha256": digest}
     row |= {"md5": md5_file(record.path)}
     row |= {"mask_folder": mask_folders.get(record.kind)}
-    row |= _image_facts(record, limits)
+    row |= facts or _image_facts(record, limits)
     return row | _mask_facts(record.masks, root, limits, row.get("size"))
 
 
@@ -141,6 +168,11 @@ def _image_facts(record: ImageRecord, limits: ImageLimits) -> dict[str, Any]:
     row |= {"frames": decoded.frames, "orientation": decoded.orientation, "levels": grey_levels(decoded.pixels)}
     row |= {"highest": decoded.highest}
     return row | image_facts(decoded.pixels, decoded.mode)
+
+
+def _own_facts(row: dict[str, Any]) -> dict[str, Any]:
+    """What `_image_facts` has put into a row: what the file's bytes alone decide."""
+    return {name: row[name] for name in _FACTS if name in row}
 
 
 def _mask_facts(masks: tuple[Path, ...], root: Path, limits: ImageLimits, size: str | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Stage synthesize: bring the good images to the network's size, hold some out, and write the synthetic exam."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,17 @@ import numpy as np
 from torch import Tensor
 
 from components.evaluation.figures import contact_sheet
+from components.foundation.byte_cache import ByteCache
 from components.foundation.draws import SampleKeys, uniform
 from components.foundation.errors import UserError
 from components.foundation.files import new_directory, read_json, sha256_file, write_json
 from components.foundation.making import REMEDY, write_making
 from components.foundation.params import Params
-from components.foundation.places import Places
+from components.foundation.places import KNOWN, Places
 from components.images.dataset import list_category
 from components.images.decode import read_image, resize_image
 from components.images.identity import EXAMINE, LEARN, Roles, keys_of
+from components.images.known import Known
 from components.images.tensors import as_tensor
 from components.stages.command import run_stage
 from components.synthesis import cutpaste
@@ -41,6 +43,7 @@ SHEET_EPOCH = EXAM_EPOCH + 1
 SHEET_SAMPLES, SHEET_TILE = 64, 96
 SHEET_SOURCES = 8
 UNIT_IMAGES = 48  # are enough to tell by how much good images differ
+AT_ONCE = 64  # images
 CUTOUT_AREA = (0.003, 0.03)
 DEAR = 1 << 25  # pixels, as many as 512 samples of 256 × 256: from here on worker processes are worth their start
 
@@ -55,7 +58,7 @@ def main(category: str, params: Params) -> None:
     roles = Roles.of(list(paths), learned["near_duplicates"], params.seed, *shares)
     source = choose_exam(roles, params.synthesis.exam_images)
     with new_directory(places.prepared) as folder:
-        images = write_images(folder, list(paths.values()), params, learned["bits"])
+        images = write_images(folder, paths, params, learned["bits"])
         nsa = write_nsa(folder, images, roles, category, params)
         write_exam(folder, images, source, roles.keys, category, params, nsa)
         draw_sheet(folder, images, source)
@@ -102,12 +105,22 @@ def choose_exam(roles: Roles, limit: int) -> np.ndarray:
     return np.sort(np.concatenate([unseen, seen]))
 
 
-def write_images(folder: Path, paths: Sequence[Path], params: Params, bits: int = 16) -> np.ndarray:
-    """Write images.npy, uint8 (N, S, S, 3), one image in memory at a time; returns it, mapped."""
+def write_images(folder: Path, paths: Mapping[str, Path], params: Params, bits: int = 16) -> np.ndarray:
+    """Write images.npy, uint8 (N, S, S, 3), a few images in memory at a time; returns it, mapped.
+
+    paths: by the digest of each file. What is known of them is not read and resampled again.
+    """
     size, limits = params.image.side, params.limits.image_limits().at_depth(bits)
+    known = Known(ByteCache(KNOWN, params.cache.max_bytes), "pixels", size, asdict(limits))
     images = new_array(folder / "images.npy", (len(paths), size, size, 3), "uint8")
-    for row, path in enumerate(paths):
-        images[row] = resize_image(read_image(path, limits), size)
+    digests = list(paths)
+    for start in range(0, len(digests), AT_ONCE):
+        some = digests[start : start + AT_ONCE]
+        found = known.pixels(some, (size, size, 3))
+        made = {one: resize_image(read_image(paths[one], limits), size) for one in some if one not in found}
+        known.keep_pixels(made)
+        for row, digest in enumerate(some, start):
+            images[row] = made[digest] if digest in made else found[digest]
     return images
 
 

@@ -13,11 +13,13 @@ import numpy as np
 import pandas as pd
 
 from components.evaluation.report_page import render_page
+from components.foundation.byte_cache import ByteCache
 from components.foundation.dvc_digests import digest_of_folder
 from components.foundation.errors import UserError, printable
 from components.foundation.files import new_directory, write_json, write_text
 from components.foundation.params import Params, ValidationParams
 from components.foundation.pin import ensure_pin
+from components.foundation.places import KNOWN
 from components.images.dataset import Category, list_category
 from components.images.depth import find_bits
 from components.images.layout import name_key
@@ -99,7 +101,8 @@ def main(category_name: str, params: Params) -> None:
     limits = params.limits.image_limits()
     learned = [record.path for record in category.train]
     limits = limits.at_depth(params.limits.bits or find_bits(learned, limits, params.threads))
-    table = image_table(category, limits, params.threads, params.validation.near_distance)
+    store = ByteCache(KNOWN, params.cache.max_bytes)
+    table = image_table(category, limits, params.threads, params.validation.near_distance, store)
     report = validation_report(category, table, params.validation, limits.bits)
     folder = Path("artifacts") / category_name / "validation"
     with new_directory(folder) as new:

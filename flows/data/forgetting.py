@@ -17,7 +17,7 @@ from components.foundation.byte_cache import ByteCache
 from components.foundation.errors import UserError
 from components.foundation.files import is_digest, read_json, sha256_file, write_json
 from components.foundation.params import Params
-from components.foundation.places import FEATURES
+from components.foundation.places import KNOWN
 from components.images.dataset import ImageRecord, list_records
 from components.registry.evidence import folder_of
 from components.registry.forgotten import Forgotten, add_forgotten, record_of
@@ -179,7 +179,7 @@ def _erase(repo: Any, category: str, params: Params, plan: Plan) -> tuple[int, t
     stores: list[DvcStore | None] = [cache_store(repo), remote_store(repo)]
     erased = sum(store.remove(md5) for store in stores if store for md5 in sorted(gone - needed))
     (Path(".flawline/ingest") / category / "facts.json").unlink(missing_ok=True)
-    ByteCache(FEATURES, params.cache.max_bytes).forget(digests)
+    ByteCache(KNOWN, params.cache.max_bytes).forget(digests)
     for path in Path(".flawline/scores").glob("*.json"):
         with suppress(ValueError):
             known = read_json(path)

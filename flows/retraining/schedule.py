@@ -29,9 +29,12 @@ from flows.retraining.pipeline import catch_up, retrain  # noqa: E402
 
 
 @flow(name="flawline-retrain-category", flow_run_name="retrain {category}")
-def retrain_category(category: str) -> None:
-    """Bring one category to a registered version; the flow run fails where the category does."""
-    _retrain_all([category])
+def retrain_category(category: str, kind: str | None = None) -> None:
+    """Bring one category to a registered version; the flow run fails where the category does.
+
+    kind: "full", "update" or "auto"; `retrain.kind` of params.yaml where it is not given.
+    """
+    _retrain_all([category], kind)
 
 
 @flow(name="flawline-retrain-changed", flow_run_name="retrain what changed")
@@ -126,8 +129,8 @@ def _look_again(pending: Pending, hours: float) -> None:
     )
 
 
-def _retrain_all(categories: Sequence[str]) -> None:
+def _retrain_all(categories: Sequence[str], kind: str | None = None) -> None:
     check_room()
-    failed = retrain(categories, kind=load_params().retrain.kind)
+    failed = retrain(categories, kind=kind or load_params().retrain.kind)
     if failed:
         raise UserError(f"{', '.join(failed)} did not get a model: the log of the stages says why.")

@@ -17,7 +17,7 @@ from components.detection.detector import Detector
 from components.detection.keeping import Kept, keep, load_kept
 from components.foundation.params import CacheParams, Params, load_params
 from components.foundation.pin import Pin, read_pin
-from components.foundation.places import FEATURES, Places
+from components.foundation.places import KNOWN, Places
 from components.stages import fit
 from components.synthesis.prepared import load_prepared
 from tests.project import Project, new_images
@@ -89,7 +89,7 @@ def kill_during_update(project: Project) -> None:
 def compare_with_scratch(project: Project, pin: Pin, folder: Path) -> None:
     """The capsule in the project has the very arrays of a fit of the same compositions without cache or update."""
     params = load_params(project.folder / "params.yaml").model_copy(update={"cache": CacheParams(max_bytes=0)})
-    assert FEATURES.is_file()
+    assert KNOWN.is_file()
     folder.mkdir()
     keep(pin, "widget", params, folder)
     kept = load_kept(folder)
