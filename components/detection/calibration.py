@@ -134,11 +134,15 @@ class Calibration:
             if not known.size:
                 continue
             missed = scores[known] <= np.float32(value)
-            found[kind] = {"count": int(known.size), "missed": float(missed.mean())}
+            found[kind] = _share(missed)
             if kind in KINDS:
                 own = prepared.exam_strengths[known]
-                found[kind]["by_strength"] = {f"{one:g}": float(missed[own == one].mean()) for one in np.unique(own)}
+                found[kind]["by_strength"] = {f"{one:g}": _share(missed[own == one]) for one in np.unique(own)}
         return found
+
+
+def _share(missed: np.ndarray) -> dict[str, Any]:
+    return {"count": int(missed.size), "missed": float(missed.mean())}
 
 
 def fit_and_score(

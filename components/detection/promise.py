@@ -18,7 +18,7 @@ NeurIPS 2020), so the sentence says so, and `python -m benchmarks.promise` measu
 were not learned, but chose what serves, as there were too few to put some aside: nothing is promised.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from math import ceil, floor
@@ -202,21 +202,19 @@ def promise_words(selection: Mapping[str, Any]) -> str:
 
 
 def cost_words(missed: Mapping[str, Mapping[str, Any]]) -> str:
-    """What the threshold costs, in words, from `Calibration.missed`; empty where there is no such defect.
-
-    >>> cost_words({"stain": {"count": 30, "missed": 0.1}, "blur": {"count": 10, "missed": 0.5}})
-    "of the exam's defects it misses 20 % (blur 50 %, stain 10 %)"
-    """
-    count = sum(row["count"] for row in missed.values())
-    if not count:
+    """What the threshold costs, in words, from `Calibration.missed`; empty where there is no such defect."""
+    if not missed:
         return ""
-    share = sum(row["missed"] * row["count"] for row in missed.values()) / count
+    by_strength: dict[str, list[Mapping[str, Any]]] = {}
+    for row in missed.values():
+        for strength, own in row.get("by_strength", {}).items():
+            by_strength.setdefault(strength, []).append(own)
+    strengths = [f"{_percent(rows)} at strength {strength}" for strength, rows in sorted(by_strength.items())]
     kinds = sorted(missed.items(), key=lambda item: -item[1]["missed"])
-    words = ", ".join(f"{kind} {_percent(row)}" for kind, row in kinds)
-    return f"of the exam's defects it misses {100 * share:.0f} % ({words})"
+    words = [*strengths, *(f"{kind} {_percent([row])}" for kind, row in kinds)]
+    return f"of the exam's defects it misses {_percent(list(missed.values()))} ({', '.join(words)})"
 
 
-def _percent(row: Mapping[str, Any]) -> str:
-    by_strength = row.get("by_strength", {})
-    own = [f"{100 * share:.0f} % at strength {strength}" for strength, share in by_strength.items()]
-    return f"{100 * row['missed']:.0f} %" + (f": {', '.join(own)}" if len(own) > 1 else "")
+def _percent(rows: Sequence[Mapping[str, Any]]) -> str:
+    share = sum(row["missed"] * row["count"] for row in rows) / sum(row["count"] for row in rows)
+    return f"{100 * share:.0f} %"

@@ -199,10 +199,14 @@ class ValidationParams(_Section):
         0.05, ge=0, le=1, description="share of the good images that may lie further without a warning"
     )
     max_shift: float = Field(
-        3.0,
+        0.5,
         gt=0,
         le=MOST_DEVIATIONS,
-        description="how far the good test images' median may lie from the training images', in robust deviations",
+        description="how far the good test images' median may lie from the training images' at any rate, in robust "
+        "deviations",
+    )
+    shift_level: float = Field(
+        0.01, gt=0, lt=1, description="share of categories, at most, whose test images warn of a shift by chance alone"
     )
     near_distance: float = Field(
         0.05,

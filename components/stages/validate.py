@@ -24,6 +24,7 @@ from components.images.dataset import Category, list_category
 from components.images.depth import find_bits
 from components.images.layout import name_key
 from components.images.left_out import LeftOut, left_out, reasons
+from components.images.shift import shift_p_value
 from components.images.table import LARGE_MASK, data_digest, good_values, image_table, learned_images
 from components.stages.command import run_stage
 
@@ -526,10 +527,30 @@ def range_rules(table: pd.DataFrame, limits: ValidationParams) -> Suite:
 
 def shift_rules(table: pd.DataFrame, limits: ValidationParams) -> Suite:
     """Good test images are like the training images in the median; a few of them say nothing about that."""
+    found = shift_ranges(table, limits)
+    return [_shift_rule(measure, found[measure.name]) for measure in MEASURE_RULES if measure.name in found]
+
+
+def shift_ranges(table: pd.DataFrame, limits: ValidationParams) -> dict[str, Range]:
+    """Where the median of the good test images is expected to lie; none where they are too few.
+
+    That is near the training images' median where the two differ by more than chance explains, and anywhere among the
+    images else. Near-duplicates among the training images count as one, as they are there by more than chance.
+    """
     near = good_ranges(table, limits.max_shift)
-    if len(good_values(table, "brightness", "test")) < SHIFT_IMAGES:
-        return []
-    return [_shift_rule(measure, near[measure.name]) for measure in MEASURE_RULES if measure.name in near]
+    level = limits.shift_level / len(MEASURE_RULES)
+    found = {}
+    for name, expected in near.items():
+        tested = good_values(table, name, "test")
+        if len(tested) < SHIFT_IMAGES:
+            return {}
+        learned = table[(table["split"] == "train") & table[name].notna()]
+        differing = learned.groupby(learned["group"].fillna(learned["name"]))[name].median().to_numpy()
+        if shift_p_value(differing, tested) > level:
+            ends = [*expected, *differing, *tested]
+            expected = Range(min(ends), expected.median, max(ends))
+        found[name] = expected
+    return found
 
 
 def good_ranges(table: pd.DataFrame, deviations: float) -> dict[str, Range]:
@@ -641,7 +662,8 @@ def _shift_rule(measure: Measure, expected: Range) -> tuple[Rule, "Expectation"]
         f"{measure.name}_shift",
         "warning",
         f"The median {measure.words} of good test images is within {_span(expected)}",
-        f"the median {measure.words} of good test images is {{observed:.4g}}, of training images {expected.median:.4g}",
+        f"the median {measure.words} of good test images is {{observed:.4g}}, of training images {expected.median:.4g},"
+        " which differ by more than chance explains",
         "take training and test images under the same light, or expect false alarms",
     )
     return rule, gxe.ExpectColumnMedianToBeBetween(

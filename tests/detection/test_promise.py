@@ -99,12 +99,13 @@ def test_near_duplicates_do_not_break_the_promise() -> None:
 
 
 def test_what_a_threshold_costs_in_words() -> None:
+    strengths = {"1": {"count": 20, "missed": 0.7}, "3": {"count": 10, "missed": 0.1}}
     missed: dict[str, Any] = {
         "stain": {"count": 10, "missed": 0.1},
-        "scratch": {"count": 30, "missed": 0.5, "by_strength": {"1": 0.9, "3": 0.1}},
+        "scratch": {"count": 30, "missed": 0.5, "by_strength": strengths},
     }
     assert cost_words(missed) == (
-        "of the exam's defects it misses 40 % (scratch 50 %: 90 % at strength 1, 10 % at strength 3, stain 10 %)"
+        "of the exam's defects it misses 40 % (70 % at strength 1, 10 % at strength 3, scratch 50 %, stain 10 %)"
     )
     assert cost_words({}) == ""
     made = promise([1.0, 2.0], 0.1, 0.9)
