@@ -5,6 +5,7 @@ It is an input of the stage train, and a part of each retraining's commit.
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from components.foundation.errors import UserError
 from components.foundation.files import is_digest, read_json, write_json
@@ -33,6 +34,11 @@ def read_pin(category: str, project: Path = Path()) -> Pin | None:
         return None
     except (OSError, ValueError, TypeError, KeyError):
         base = ""
+    return pin_of(category, base, path)
+
+
+def pin_of(category: str, base: Any, path: Path) -> Pin | None:
+    """The same from the value of "base"; path: of the file that it is from."""
     if base is None:
         return None
     match base:

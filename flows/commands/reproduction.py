@@ -4,40 +4,57 @@ import json
 import sys
 from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from components.foundation.errors import UserError
 from flows.commands.tables import say_names
 from flows.common.environment import enter_project
+from flows.retraining.running import to_stderr
+
+if TYPE_CHECKING:
+    from flows.retraining.reproducing import Reproduction
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
 def reproduce(
     version: Annotated[str, typer.Argument(help="CATEGORY@VERSION, such as bottle@7 or bottle@champion.")],
+    alone: Annotated[
+        bool, typer.Option(help="Of an update, not also the versions that it keeps encoder and compositions of.")
+    ] = False,
     keep: Annotated[bool, typer.Option(help="Leave the scratch clone in .flawline/scratch, to look into it.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a version again from its commit, in a scratch clone without any cache, and compare every file's bytes.
 
-    Prints *identical*, or what differs and why; exit code 1 where anything does.
+    Before an update, the versions that it builds on are made again in their order. Prints *identical*, or what differs
+    and why; exit code 1 where anything does.
     """
     enter_project()
     from components.foundation.disk import check_room, full_disk_said
     from flows.common.lifetime import end_children_with_me
-    from flows.retraining.reproducing import reproduce_version
+    from flows.retraining.reproducing import chain_of, reproduce_version
 
     category, which = read_version(version)
     end_children_with_me()
     check_room()
-    with full_disk_said():
-        done = reproduce_version(category, which, keep, lambda words: print(words, file=sys.stderr, flush=True))
-    name = f"{category} version {done.number}"
+    chain, made = [which] if alone else chain_of(category, which), []
+    for one in chain:
+        with full_disk_said():
+            made.append(reproduce_version(category, one, keep, to_stderr))
+        if not as_json:
+            _show(made[-1])
     if as_json:
-        print(json.dumps({**asdict(done), "is_identical": done.is_identical}, indent=2))
-    elif done.is_identical:
+        print(json.dumps([{**asdict(done), "is_identical": done.is_identical} for done in made], indent=2))
+    if differing := [str(done.number) for done in made if not done.is_identical]:
+        raise UserError(f"{category} version {', '.join(differing)} was not made again with the same bytes.")
+
+
+def _show(done: "Reproduction") -> None:
+    name = f"{done.category} version {done.number}"
+    if done.is_identical:
         print(
             f"{name} is identical: {done.files} files made again from commit {done.commit[:10]} in "
             f"{done.seconds:.0f} s, capsule {done.capsule}."
@@ -47,10 +64,8 @@ def reproduce(
         say_names("other bytes", done.differing)
         for reason in done.reasons or ("nothing that is recorded: inputs, parameters and processor are the same",):
             print(f"why: {reason}")
-    if done.folder and not as_json:
+    if done.folder:
         print(f"The clone is in {done.folder}.")
-    if not done.is_identical:
-        raise UserError(f"{name} was not made again with the same bytes.")
 
 
 def which(

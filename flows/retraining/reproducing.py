@@ -12,6 +12,7 @@ from components.foundation.dvc_digests import md5_file
 from components.foundation.errors import UserError
 from components.foundation.libraries import FILE as LIBRARIES_FILE
 from components.foundation.libraries import library_versions
+from components.foundation.pin import pin_of
 from components.foundation.places import Places
 from components.foundation.processor import processor
 from components.registry import versions as registry
@@ -76,6 +77,26 @@ def find_recorded(category: str, which: str) -> Commit:
             f"without one, run `flawline run {category}` with its data and parameters."
         )
     return commit
+
+
+def chain_of(category: str, which: str) -> list[str]:
+    """The versions that lead to one, by number, and it last: each update begins with what the one before it learned.
+
+    A version whose commit is not here ends the chain: what the next one keeps of it is taken as it is stored.
+    """
+    chain, place = [which], Places(category).base
+    try:
+        commit = find_recorded(category, which)
+    except UserError:  # a threshold that was set without a commit
+        return chain
+    while content := git.read_at(commit.commit, place.as_posix()):
+        pin = pin_of(category, json.loads(content)["base"], place)
+        before = commits.find_commit(category, pin.version, pin.capsule) if pin else None
+        if pin is None or before is None:
+            break
+        chain.insert(0, str(pin.version))
+        commit = before
+    return chain
 
 
 def reproduce_version(

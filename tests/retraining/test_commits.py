@@ -17,12 +17,13 @@ from components.foundation.dvc_digests import folder_digest, md5_bytes, md5_file
 from components.foundation.errors import UserError
 from components.foundation.files import write_json
 from components.foundation.params import load_params
+from components.foundation.pin import Pin, write_pin
 from components.registry import versions as registry
 from components.tracking import connection
 from flows.data.git import BusyError
 from flows.retraining import commits, lock_entries
 from flows.retraining.committing import commit_threshold, commit_version, send
-from flows.retraining.reproducing import reset_of
+from flows.retraining.reproducing import chain_of, reset_of
 from tests.project import REPOSITORY, Project
 
 CODE = "components/density"
@@ -209,6 +210,19 @@ def test_another_threshold_is_a_commit_behind_that_of_the_version_it_was_set_for
     assert reset_of("widget", "1") is None
     with pytest.raises(UserError, match="version 1, whose threshold it changes, has none"):
         commit_threshold(registry.find_version("gadget", 1), origin)
+
+
+def test_an_update_leads_to_the_version_that_it_kept(made: Project) -> None:
+    commit_version("widget", 1, load_params())
+    register("widget", "3" * 64)
+    write_pin("widget", Pin(1, "1" * 64))
+    write_results("widget", "gadget", evaluated="c" * 32)
+    done = commit_version("widget", 2, load_params())
+    assert "bases/widget.json" in changed(made, done.commit.commit)
+    assert chain_of("widget", "2") == ["1", "2"]
+    assert chain_of("widget", "1") == ["1"]
+    made.git("branch", "-qD", "flawline/widget/1")
+    assert chain_of("widget", "2") == ["2"]
 
 
 def test_another_category_is_as_its_own_commit_has_it_or_else_as_in_head(made: Project) -> None:
