@@ -231,7 +231,7 @@ def _reason(digest: str, before: Roles, after: Roles) -> str:
         return f"its group of near-duplicates grew by {len(now - then)}"
     if then - now:
         return f"its group of near-duplicates lost {len(then - now)}"
-    return "so that enough are held out and learned in a small set"
+    return "a small set keeps enough held out, and enough to learn from"
 
 
 def _members(digest: str, roles: Roles) -> set[str]:
