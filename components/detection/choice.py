@@ -7,26 +7,25 @@ from typing import Any
 
 import numpy as np
 
+from components.detection.beyond_chance import ERROR
 from components.detection.compositions import candidates, for_maps
+from components.detection.contest import Contender, Contest, hold, record
 from components.detection.detector import Composition
-from components.detection.exam import (
-    ExamPaper,
-    Mark,
-    best,
-    cross_examine,
-    cross_paper,
-    examine,
-    held_out_paper,
-    weighed,
-)
+from components.detection.exam import ExamPaper, Mark, best, cross_examine, cross_paper, weighed
 from components.detection.extraction import feature_store
 from components.detection.feature_bank import FeatureBank
-from components.detection.fitting import Banks, fit_scorers
+from components.detection.fitting import Banks
 from components.foundation.params import Params
 from components.foundation.progress import ProgressBar
 from components.learning.backbone import Encoder
-from components.synthesis.methods import PRETRAINED, TRAINED
+from components.synthesis.methods import MEAN, PRETRAINED, TRAINED, not_asked
 from components.synthesis.prepared import Prepared
+
+NAMES = {
+    PRETRAINED: "the representation before training",
+    TRAINED: "the trained representation",
+    MEAN: "the mean of both representations",
+}
 
 
 @dataclass(frozen=True)
@@ -34,20 +33,27 @@ class Choice:
     """Which compositions serve, and what the exam said of every candidate.
 
     Attributes:
-        image, map: compositions for the image score and for the anomaly map.
         marks: of all candidates, by cross-fitting.
-        held_out: mean image mark on held-out images of each encoder's chosen compositions.
+        contest: among no training, training, and the mean of both.
     """
 
-    image: tuple[Composition, ...]
-    map: tuple[Composition, ...]
     marks: tuple[Mark, ...]
-    held_out: Mapping[str, float]
+    contest: Contest
+
+    @property
+    def image(self) -> tuple[Composition, ...]:
+        """Compositions for the image score."""
+        return self.contest.winner.image
+
+    @property
+    def map(self) -> tuple[Composition, ...]:
+        """Compositions for the anomaly map."""
+        return self.contest.winner.map
 
     @property
     def encoder(self) -> str:
-        """The encoder whose compositions were chosen."""
-        return self.image[0].encoder
+        """The representation that was chosen: "pretrained", "trained", or the mean of both."""
+        return self.contest.winner.name
 
     @property
     def is_taught(self) -> bool:
@@ -57,7 +63,7 @@ class Choice:
     @property
     def all(self) -> list[Composition]:
         """Every chosen composition once."""
-        return list(dict.fromkeys([*self.image, *self.map]))
+        return self.contest.winner.all
 
 
 def make_banks(
@@ -77,43 +83,53 @@ def make_banks(
 
 
 def choose(banks: Banks, params: Params) -> Choice:
-    """Choose compositions by cross-fitting, before training and after it, then one of the two by the held-out images.
+    """Choose compositions by cross-fitting, and then by the held-out images whether what was trained serves with them.
 
-    A trained encoder has seen the images it learned from, so only held-out ones can say whether it is better; it must
-    be so by more than `fit.margin`. The members of an ensemble all take the compositions that suit the first.
+    The compositions are those that suit the representation before training, which has seen no image of the category,
+    and the trained one takes the same. Images that nobody has learned from, and that have chosen nothing else, then
+    say whether the mean of both is better than no training, and if so, whether training alone is better than the mean.
     """
-    first = [name for name in banks if name in (PRETRAINED, TRAINED)]
-    members = [name for name in banks if name not in first]
-    choices = [choose_compositions(banks[name], params) for name in first]
-    choices = [with_members(choice, members) if choice.encoder == TRAINED else choice for choice in choices]
-    marks = tuple(mark for choice in choices for mark in choice.marks)
-    held_out = {choice.encoder: held_out_mark(banks, choice.image) for choice in choices}
-    winner = choices[0]
-    for other in choices[1:]:
-        if held_out[other.encoder] > held_out[winner.encoder] + params.fit.margin:
-            winner = other
-    return Choice(winner.image, winner.map, marks, held_out)
+    first, *others = [name for name in banks if name in (PRETRAINED, TRAINED)]
+    members = [name for name in banks if name != first]
+    marks, chosen = choose_compositions(banks[first], params)
+    contenders = [chosen if others else with_members(chosen, members)]
+    if others:
+        more, trained = counterpart(chosen, banks[TRAINED], params)
+        trained = with_members(trained, [name for name in members if name != TRAINED])
+        mean = Contender(MEAN, (*chosen.image, *trained.image), (*chosen.map, *trained.map))
+        marks, contenders = (*marks, *more), [chosen, mean, trained]
+    return Choice(marks, hold(contenders, banks, not_asked(params.method), params.fit.margin, params.seed))
 
 
-def with_members(choice: Choice, members: Sequence[str]) -> Choice:
-    """The same choice with its compositions repeated for further encoders, with which it is averaged."""
-    image, maps = (
-        tuple(replace(c, encoder=name) for name in (choice.encoder, *members) for c in compositions)
-        for compositions in (choice.image, choice.map)
-    )
-    return replace(choice, image=image, map=maps)
-
-
-def choose_compositions(bank: FeatureBank, params: Params) -> Choice:
-    """The best compositions of one encoder for the image score and for the map, by the cross-fitted exam."""
+def choose_compositions(bank: FeatureBank, params: Params) -> tuple[tuple[Mark, ...], Contender]:
+    """The best compositions of one encoder for the image score and for the map, by the cross-fitted exam; all marks."""
     count = len(bank.prepared.fit_rows)
     family = candidates(bank.name, bank.encoder, params.image.side, count, params.fit)
     most = max(family, key=lambda composition: composition.copies)
-    paper = cross_paper(bank, params.fit.folds, params.seed, most.copies, most.copy_kind)
+    paper = cross_paper(bank, params.fit.folds, params.seed, most.copies, most.copy_kind, not_asked(params.method))
     marks = tuple(weighed(list(said_how_far(bank, family, paper))))
     by_image, by_pixel = (tuple(best(marks, params.fit.best, by=by)) for by in ("image", "pixel"))
     maps = tuple(for_maps(c) for c in by_pixel) or tuple(c for c in by_image if c.map != "dense")
-    return Choice(by_image, maps, marks, {})
+    return marks, Contender(bank.name, by_image, maps)
+
+
+def counterpart(chosen: Contender, bank: FeatureBank, params: Params) -> tuple[tuple[Mark, ...], Contender]:
+    """What stands for the trained representation: the same compositions, or where its levels are others, its own best.
+
+    It has seen the images that its own exam would ask, so the less it is asked there the better.
+    """
+    if not {level for c in chosen.all for level in c.levels} <= set(bank.levels):
+        return choose_compositions(bank, params)
+    image, maps = (tuple(replace(c, encoder=bank.name) for c in own) for own in (chosen.image, chosen.map))
+    return (), Contender(bank.name, image, maps)
+
+
+def with_members(contender: Contender, members: Sequence[str]) -> Contender:
+    """The same with its compositions repeated for further encoders, with which it is averaged."""
+    image, maps = (
+        (*own, *(replace(c, encoder=name) for name in members for c in own)) for own in (contender.image, contender.map)
+    )
+    return replace(contender, image=image, map=maps)
 
 
 def said_how_far(bank: FeatureBank, family: Sequence[Composition], paper: ExamPaper) -> Iterator[Mark]:
@@ -124,33 +140,45 @@ def said_how_far(bank: FeatureBank, family: Sequence[Composition], paper: ExamPa
             bar.show(number, {})
 
 
-def held_out_mark(banks: Banks, compositions: Sequence[Composition]) -> float:
-    """Mean image mark on held-out images of compositions fitted to all others."""
-    scorers = fit_scorers(compositions, banks)
-    papers = {name: held_out_paper(banks[name]) for name in dict.fromkeys(c.encoder for c in compositions)}
-    return float(np.mean([examine(c, scorers[c], papers[c.encoder]).image for c in compositions]))
-
-
-def selection_summary(choice: Choice) -> dict[str, Any]:
-    """The exam in JSON: the mark of every candidate, what was chosen, and whether training helped."""
+def selection_summary(choice: Choice, prepared: Prepared) -> dict[str, Any]:
+    """The exam in JSON: the mark of every candidate, what was chosen and why, and the contest that decided."""
     return {
         "image": [composition.name for composition in choice.image],
         "map": [composition.name for composition in choice.map],
         "encoder": choice.encoder,
-        "held_out_marks": dict(choice.held_out),
+        "why": why(choice.contest),
+        "held_out_marks": choice.contest.marks,
         "marks": [
             {"name": mark.composition.name, "image": mark.image, "pixel": mark.pixel, "by_kind": dict(mark.by_kind)}
             for mark in choice.marks
         ],
+        "contest": record(choice.contest, held_out_strengths(prepared)),
     }
 
 
-def say_if_training_did_not_help(category: str, choice: Choice) -> None:
-    """One line on stderr where a trained representation lost its exam against the one before training."""
-    if TRAINED in choice.held_out and choice.encoder != TRAINED:
-        before, after = choice.held_out[PRETRAINED], choice.held_out[TRAINED]
-        print(
-            f"Training did not help on {category}: exam mark {before:.4f} before, {after:.4f} after; "
-            "the representation before training is kept.",
-            file=sys.stderr,
-        )
+def held_out_strengths(prepared: Prepared) -> np.ndarray:
+    """The strength of the samples from each held-out image of the exam; empty where they have none."""
+    if not len(prepared.exam_strengths):
+        return prepared.exam_strengths
+    return prepared.exam_strengths[prepared.held_out[prepared.exam_source]]
+
+
+def why(contest: Contest) -> str:
+    """One sentence: what serves, and by which marks. They are means of image and pixel AUROC over what was asked."""
+    serves = NAMES[contest.winner.name]
+    if not contest.comparisons:
+        return f"{serves} serves, exam mark {contest.marks[contest.winner.name]:.3f}"
+    (first, second), made = list(contest.comparisons.items())[-1]
+    if second == contest.winner.name:
+        reason = f"mark {made.second:.3f}, against {made.first:.3f} of {NAMES[first]}"
+    else:
+        reason = f"mark {made.first:.3f}, and {NAMES[second]} is not better beyond chance with {made.second:.3f}"
+    asked = f"{made.images} good images that nobody learned from, {len(made.kinds)} kinds of defects"
+    interval = f"a difference between {made.low:+.3f} and {made.high:+.3f} ({1 - 2 * ERROR:.0%} interval; {asked})"
+    return f"{serves} serves: {reason}, {interval}"
+
+
+def say_why(category: str, choice: Choice) -> None:
+    """One line on stderr: what serves and why, where there was a choice."""
+    if choice.contest.comparisons:
+        print(f"{category}: {why(choice.contest)}.", file=sys.stderr)

@@ -5,7 +5,7 @@ composition's mark is the mean over the kinds of samples of the AUROC (image or 
 kind alone misleads, the mean over kinds ranks compositions nearly as test labels do.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,20 +61,31 @@ class Mark:
     pixel_by_kind: Mapping[str, float]
 
 
-def held_out_paper(bank: FeatureBank) -> ExamPaper:
+def asked(kinds: Iterable[str], not_asked: Collection[str]) -> list[str]:
+    """The kinds that an exam asks: all but those that are `not_asked`, or all where these are all there are."""
+    every = list(kinds)
+    return [kind for kind in every if kind not in not_asked] or every
+
+
+def held_out_paper(bank: FeatureBank, not_asked: Collection[str] = ()) -> ExamPaper:
     """The exam of the held-out images, for densities fitted to the others."""
     chosen = bank.prepared.held_out[bank.prepared.exam_source]
-    return _paper(bank, chosen, np.zeros(np.count_nonzero(chosen)))
+    return _paper(bank, chosen, np.zeros(np.count_nonzero(chosen)), not_asked)
 
 
 def cross_paper(
-    bank: FeatureBank, folds: int, seed: int, copies: int = 0, copy_kind: CopyKind = "geometric"
+    bank: FeatureBank,
+    folds: int,
+    seed: int,
+    copies: int = 0,
+    copy_kind: CopyKind = "geometric",
+    not_asked: Collection[str] = (),
 ) -> ExamPaper:
     """The exam of the images to learn from, each to be scored by densities of the other folds and of their copies."""
     prepared = bank.prepared
     chosen = ~prepared.held_out[prepared.exam_source]
     sitting = prepared.exam_source[chosen]
-    paper = _paper(bank, chosen, prepared.folds_of(sitting, folds, seed))
+    paper = _paper(bank, chosen, prepared.folds_of(sitting, folds, seed), not_asked)
     like_them = np.isin(prepared.groups, prepared.groups[sitting])  # a fold must not learn its own near-duplicates
     others = prepared.fit_rows[~like_them[prepared.fit_rows]][: max(0, MOST_FITTED - len(sitting))]
     if len(others):
@@ -85,15 +96,14 @@ def cross_paper(
     return paper
 
 
-def _paper(bank: FeatureBank, chosen: np.ndarray, folds: np.ndarray) -> ExamPaper:
+def _paper(bank: FeatureBank, chosen: np.ndarray, folds: np.ndarray, not_asked: Collection[str]) -> ExamPaper:
     """Features and masks of the `chosen` (M,) bool of the images that can sit the exam; folds: of those chosen."""
     rows, prepared = np.flatnonzero(chosen), bank.prepared
+    numbers = {kind: prepared.exam_kinds.index(kind) for kind in asked(prepared.exam_kinds, not_asked)}
     return ExamPaper(
         good=bank.of(prepared.exam_source[rows]),
-        samples={kind: bank.of_samples(number, rows) for number, kind in enumerate(prepared.exam_kinds)},
-        masks={
-            kind: np.asarray(masks[rows]) for kind, masks in zip(prepared.exam_kinds, prepared.exam_masks, strict=True)
-        },
+        samples={kind: bank.of_samples(number, rows) for kind, number in numbers.items()},
+        masks={kind: np.asarray(prepared.exam_masks[number][rows]) for kind, number in numbers.items()},
         folds=folds,
     )
 
@@ -157,7 +167,7 @@ def mark(
     good_scores = image_scores(good, composition)
     changed = {kind: masks[kind].any(axis=(1, 2)) for kind in samples}
     kinds = [kind for kind in samples if changed[kind].any()]
-    by_kind = {k: _auroc(good_scores, image_scores(samples[k][changed[k]], composition)) for k in kinds}
+    by_kind = {k: auroc_of(good_scores, image_scores(samples[k][changed[k]], composition)) for k in kinds}
     pixels: dict[str, float] = {}
     if composition.is_dense:
         pixels = {k: _pixel_auroc(samples[k][changed[k]], masks[k][changed[k]], composition) for k in kinds}
@@ -196,7 +206,8 @@ def _mean(values: Mapping[str, float], weights: Mapping[str, float] | None = Non
     return float(np.average(list(values.values()), weights=[weights[kind] for kind in values]))
 
 
-def _auroc(good: np.ndarray, bad: np.ndarray) -> float:
+def auroc_of(good: np.ndarray, bad: np.ndarray) -> float:
+    """AUROC of scores of good images (N,) and of defects (M,)."""
     labels = np.repeat([False, True], [len(good), len(bad)])
     return auroc(labels, np.concatenate([good, bad])) or 0.0
 

@@ -517,7 +517,7 @@ class FitParams(_Section):
     folds: int = Field(4, ge=2, le=50, description="of the exam and of cross-fitted scores")
     best: int = Field(1, ge=1, le=100, description="compositions, the best of the exam, whose scores are averaged")
     margin: float = Field(
-        0.0, ge=0, lt=1, description="by which a trained representation's mark must be better, as a difference of AUROC"
+        0.0, ge=0, lt=1, description="by which what was trained must be better beyond chance, in AUROC"
     )
     refit: bool = Field(
         True,

@@ -317,7 +317,7 @@ def described(metrics: Mapping[str, Any]) -> str:
     found = [f"{words} {metrics[name]:.3f}" for name, words in names.items() if metrics[name] is not None]
     good, defects = metrics["counts"]["good"], metrics["counts"]["defect"]
     figures = f"{', '.join(found)} on {good} good and {defects} defective test images. " if found else ""
-    helped = {True: "training helped", False: "training did not help", None: "nothing was trained"}
+    helped = {True: "training helped", False: "training is not better beyond chance", None: "nothing was trained"}
     cost = cost_words(metrics["missed"])
     promise = "; ".join(filter(None, [metrics["promise"], cost]))
     return (

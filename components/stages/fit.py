@@ -11,7 +11,7 @@ from torch import nn
 from components.density.gaussian import Scorer
 from components.detection.calibration import Plan, calibrated, fit_and_score, learns_held_out
 from components.detection.capsule import Capsule, save_capsule
-from components.detection.choice import Choice, choose, make_banks, say_if_training_did_not_help, selection_summary
+from components.detection.choice import Choice, choose, make_banks, say_why, selection_summary
 from components.detection.detector import BATCH, Composition, Detector, Part, activation, image_scores
 from components.detection.fitting import Banks
 from components.detection.keeping import UPDATED, Kept, load_kept
@@ -73,7 +73,7 @@ def kept_or_chosen(
     heads = load_heads(folder, category, params)
     banks = make_banks({name: encoders[name] for name in heads} or encoders, prepared, params)
     choice = choose(banks, params)
-    say_if_training_did_not_help(category, choice)
+    say_why(category, choice)
     return choice, banks, heads
 
 
@@ -195,7 +195,7 @@ def make_capsule(served: Served, choice: Choice | Kept, prepared: Prepared, para
         threshold=promised.value,
         calibration=calibration.by_group(prepared),
         map_range=served.map_range,
-        selection=dict(choice.selection if isinstance(choice, Kept) else selection_summary(choice))
+        selection=dict(choice.selection if isinstance(choice, Kept) else selection_summary(choice, prepared))
         | served.selection
         | {
             "promise": promised.to_json(),

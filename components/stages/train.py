@@ -11,8 +11,7 @@ import numpy as np
 from torch import nn
 
 from components.detection.compositions import candidates, pooled
-from components.detection.detector import arrange
-from components.detection.exam import examine, held_out_paper
+from components.detection.exam import cross_examine, cross_paper
 from components.detection.feature_bank import FeatureBank
 from components.detection.keeping import keep
 from components.detection.network_exam import examine_network
@@ -39,6 +38,7 @@ from components.synthesis.methods import (
     PATCH,
     TRAINED,
     encoder_method,
+    not_asked,
     serves_network,
     trains_network,
 )
@@ -50,6 +50,7 @@ from components.synthesis.views import view_of
 from components.tracking.fingerprint import experiment_identity, learned_digest, open_category_run
 
 READS = ("backbone", "image", "method", "network", "nsa", "patch", "seed", "synthesis", "threads", "training")
+FOLDS = 2  # of the exam of a step
 HISTORY = ("step", "loss", "accuracy", "rate")
 Trained = tuple[Encoder, nn.Sequential | None, Progress]
 
@@ -222,19 +223,22 @@ def say_if_it_did_not_help(category: str, progress: Progress) -> None:
     if progress.step and progress.kept_step == 0:
         before, after = progress.marks[0], max(mark for step, mark in progress.marks.items() if step)
         print(
-            f"Training did not help on {category}: exam mark {before:.4f} before, {after:.4f} at best after; "
-            "the representation before training is kept.",
+            f"{category}: the representation before training serves, exam mark {before:.4f}; training did not raise it "
+            f"in {progress.step} steps ({after:.4f} at best).",
             file=sys.stderr,
         )
 
 
 def exam_mark(encoder: Encoder, prepared: Prepared, params: Params) -> float:
-    """Mean image mark, by held-out images and their samples, of the pooled feature and the first dense composition."""
+    """Mean image mark, by images to learn from, of the pooled feature and the first dense composition.
+
+    By cross-fitting: the held-out images choose no step, as they decide afterwards whether what was trained serves.
+    """
     family = candidates(TRAINED, encoder, params.image.side, len(prepared.fit_rows))
     examined = (family[0], pooled(TRAINED, (HEAD,)))
     bank = FeatureBank(TRAINED, encoder, prepared, examined)
-    good, paper = bank.of(prepared.fit_rows[: params.synthesis.exam_images]), held_out_paper(bank)
-    return float(np.mean([examine(c, c.scorer_of(arrange(good, c)), paper).image for c in examined]))
+    paper = cross_paper(bank, FOLDS, params.seed, not_asked=not_asked(params.method))
+    return float(np.mean([cross_examine(c, paper).image for c in examined]))
 
 
 def write_outputs(

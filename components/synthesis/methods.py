@@ -4,6 +4,7 @@ from components.synthesis.nsa_params import Label
 from components.synthesis.nsa_params import Method as Generator
 
 PRETRAINED, TRAINED = "pretrained", "trained"  # the representation before training and after it
+MEAN = "pretrained + trained"  # both, their scores averaged
 NETWORK = "network"  # the folder of the network, and its name beside those of the representations
 ENSEMBLE, HYBRID, NSA_GDE = "cutpaste-ensemble", "nsa-cutpaste", "nsa-gde"
 PATCH = "cutpaste-patch"  # what its crops are told apart by is `patch.task`
@@ -21,6 +22,16 @@ GENERATORS: dict[str, tuple[Generator, Label]] = {
 nsa-cutpaste: the mean of the network's map and of densities of a representation trained with CutPaste.
 nsa-gde: densities of the network's encoder; the decoder only helps to train it.
 """
+
+# What the exam asks that methods here are taught, and what is much like it. The exam of all methods goes without the
+# former, so that its marks are comparable; of those that learn from pasted pieces without `part` too, and so on.
+TAUGHT = ("cutpaste", "scar", "nsa", "cutout")
+LIKE_TAUGHT = {"cutout": ("hole",), "confetti": ("specks",), "rotation": (), PRETRAINED: ()}
+
+
+def not_asked(method: str) -> frozenset[str]:
+    """The kinds of the exam that count nothing in the marks of what is chosen for this method."""
+    return frozenset((*TAUGHT, *LIKE_TAUGHT.get(method, ("part",))))
 
 
 def trains_network(method: str) -> bool:

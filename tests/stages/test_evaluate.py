@@ -25,9 +25,9 @@ METRICS: dict[str, Any] = {
 def test_a_run_is_described_by_its_figures_what_was_kept_and_what_the_threshold_promises() -> None:
     assert described(METRICS) == (
         "image AUROC 0.995, pixel AUROC 0.970 on 20 good and 30 defective test images. Exam of held-out synthetic "
-        "defects: 0.584 with the representation pretrained (training did not help). Alarm above 1.672, the highest "
-        "score of 9 good images: at most 1 false alarm in 4 good parts; of the exam's defects it misses 25 % (scratch "
-        "25 %)."
+        "defects: 0.584 with the representation pretrained (training is not better beyond chance). Alarm above 1.672, "
+        "the highest score of 9 good images: at most 1 false alarm in 4 good parts; of the exam's defects it misses "
+        "25 % (scratch 25 %)."
     )
 
 
