@@ -184,7 +184,7 @@ def calibrated(
     """What the threshold of good images with these features promises, and the image scores of fresh ones."""
     prepared = prepared_of(groups, seed)
     params = params_of(case.threshold)
-    choice = Choice((composition,), (composition,) if composition.is_dense else (), (), {})
+    choice = Choice.of((composition,), (composition,) if composition.is_dense else ())
     plan = Plan.of(prepared, params, taught=case.taught, refit=case.refit)
     banks = {PRETRAINED: KnownFeatures(prepared, features)}
     served = fit_detector(choice, banks, prepared, params, {}, plan)

@@ -40,6 +40,12 @@ class Choice:
     marks: tuple[Mark, ...]
     contest: Contest
 
+    @classmethod
+    def of(cls, image: tuple[Composition, ...], maps: tuple[Composition, ...]) -> "Choice":
+        """A choice that no exam has made."""
+        only = Contender(image[0].encoder, image, maps)
+        return cls((), Contest((only,), {}, {}, {}, only))
+
     @property
     def image(self) -> tuple[Composition, ...]:
         """Compositions for the image score."""
@@ -102,13 +108,18 @@ def choose(banks: Banks, params: Params) -> Choice:
 
 
 def choose_compositions(bank: FeatureBank, params: Params) -> tuple[tuple[Mark, ...], Contender]:
-    """The best compositions of one encoder for the image score and for the map, by the cross-fitted exam; all marks."""
+    """The best compositions of one encoder for the image score and for the map, by the cross-fitted exam; all marks.
+
+    Sums over levels tell better whether a defect is there, but not where: they serve for the map only if asked for.
+    """
     count = len(bank.prepared.fit_rows)
     family = candidates(bank.name, bank.encoder, params.image.side, count, params.fit)
     most = max(family, key=lambda composition: composition.copies)
     paper = cross_paper(bank, params.fit.folds, params.seed, most.copies, most.copy_kind, not_asked(params.method))
     marks = tuple(weighed(list(said_how_far(bank, family, paper))))
-    by_image, by_pixel = (tuple(best(marks, params.fit.best, by=by)) for by in ("image", "pixel"))
+    for_map = [mark for mark in marks if not mark.composition.widths] if params.fit.combine == "auto" else marks
+    by_image = tuple(best(marks, params.fit.best, by="image"))
+    by_pixel = tuple(best(for_map, params.fit.best, by="pixel"))
     maps = tuple(for_maps(c) for c in by_pixel) or tuple(c for c in by_image if c.map != "dense")
     return marks, Contender(bank.name, by_image, maps)
 

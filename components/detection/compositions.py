@@ -3,6 +3,7 @@
 `fit` in params.yaml narrows or replaces it: what is given there holds for every composition.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from components.density.gaussian import Covariance, Layout
@@ -38,8 +39,9 @@ def candidates(name: str, encoder: Encoder, size: int, images: int, fit: FitPara
 
     A Gaussian for each location and one shared over locations on several sets of levels (a location's own suits
     aligned objects, the shared one textures and objects at any place), one with turned copies where images are few,
-    and one of the pooled features; of these, or instead of them, what `fit` asks for. Raises UserError for a level
-    that the encoder does not have. Of a patch-level encoder it is always the last level, its dense map.
+    one of the pooled features, and sums over levels; of these, or instead of them, what `fit` asks for. Raises
+    UserError for a level that the encoder does not have. Of a patch-level encoder it is always the last level, its
+    dense map.
     """
     if isinstance(encoder.body, PatchNet):
         family = candidates_of(name, encoder, size, images, fit.model_copy(update={"levels": (), "gradcam_level": ""}))
@@ -54,7 +56,8 @@ def candidates_of(name: str, encoder: Encoder, size: int, images: int, fit: FitP
     dense = [] if fit.image_only else dense_ones(name, encoder, size, fit)
     turned = [replace(dense[0], copies=COPIES)] if dense and images <= FEW and fit.copies == "auto" else []
     whole = [image_one(name, encoder, fit)] if fit.layout in ("auto", "image") else []
-    family = [*dense, *turned, *whole]
+    sums = sums_of_levels(dense, encoder) if fit.combine == "auto" and not fit.levels else []
+    family = [*dense, *turned, *whole, *sums]
     if fit.combine == "sum":
         family = [summed(composition, encoder) for composition in family]
     if fit.copies in ("geometric", "photometric"):
@@ -94,6 +97,20 @@ def dense_ones(name: str, encoder: Encoder, size: int, fit: FitParams) -> list[C
         for covariance in [COVARIANCES[layout] if fit.covariance == "auto" else fit.covariance]
         if levels
     ]
+
+
+def sums_of_levels(dense: Sequence[Composition], encoder: Encoder) -> list[Composition]:
+    """Of the dense ones on all strides: the sum over their levels, and for locations over the last block's too.
+
+    A density of its own for each level is not drowned by the widest; the last block tells whole parts.
+    """
+    found = []
+    for composition in (c for c in dense if c.levels == dense[0].levels and len(c.levels) > 1):
+        last = encoder.levels[-2:-1] if composition.layout == "location" else ()
+        levels = (*composition.levels, *(level for level in last if level not in composition.levels))
+        factors = given_levels(encoder, levels)[1]
+        found.append(summed(replace(composition, levels=levels, factors=factors), encoder))
+    return found
 
 
 def image_one(name: str, encoder: Encoder, fit: FitParams) -> Composition:

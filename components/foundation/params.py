@@ -536,8 +536,8 @@ class FitParams(_Section):
     covariance: Literal["auto", "ledoit-wolf", "oas", "empirical", "ridge", "low-rank"] = Field(
         "auto", description="how a Gaussian's covariance is estimated"
     )
-    combine: Literal["concatenate", "sum"] = Field(
-        "concatenate", description="one density of all levels together, or the sum of the distances of one for each"
+    combine: Literal["auto", "concatenate", "sum"] = Field(
+        "auto", description="one density of all levels together, or the sum of the distances of one for each"
     )
     copies: Literal["auto", "none", "geometric", "photometric"] = Field(
         "auto", description="copies of the good images from which densities learn too"

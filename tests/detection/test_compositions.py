@@ -66,6 +66,15 @@ def test_turned_copies_are_a_candidate_where_images_are_few(lite0: Encoder) -> N
     assert not [c for c in many if c.copies]
 
 
+def test_sums_over_levels_sit_too_the_one_for_locations_with_the_last_block(lite0: Encoder) -> None:
+    sums = {c.layout: c for c in candidates("trained", lite0, 128, images=300) if c.widths}
+    assert sums["location"].levels == ("b1", "b2", "b3", "b4", "b5", "b6")
+    assert sums["shared"].levels == ("b1", "b2", "b3", "b4", "b5")
+    for composition in sums.values():
+        assert composition.widths == tuple(lite0.widths[level] for level in composition.levels)
+    assert not [c for c in candidates("trained", lite0, 128, 300, FitParams(combine="concatenate")) if c.widths]
+
+
 def test_the_pooled_one_is_the_papers_density() -> None:
     composition = pooled("trained", ("head",))
     assert not composition.is_dense

@@ -161,7 +161,9 @@ def test_nothing_chosen_is_the_whole_family(encoder: Encoder) -> None:
     assert {(c.layout, c.covariance) for c in family(encoder)} == {
         ("location", "low-rank"), ("shared", "ridge"), ("image", "ledoit-wolf"),
     }  # fmt: skip
-    assert {(c.estimator, c.map, c.widths, c.copies) for c in family(encoder)} == {("gaussian", "dense", (), 0)}
+    assert {(c.estimator, c.map, c.widths, c.copies) for c in family(encoder, combine="concatenate")} == {
+        ("gaussian", "dense", (), 0)
+    }
 
 
 def test_given_levels_replace_the_sets_of_levels(encoder: Encoder) -> None:
