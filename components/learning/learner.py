@@ -93,8 +93,19 @@ class Learner:
         """Steps of both phases."""
         return self.params.head_steps + self.params.steps
 
+    @property
+    def is_futile(self) -> bool:
+        """Whether an exam after half of the steps, or later, has just found none that is better than the start.
+
+        Of nine sets at 100 steps of nsa-gde, the seven that gained in the end had all gained after 50.
+        """
+        done, marked = self.progress.step - self.params.head_steps, self.progress.step in self.progress.marks
+        return marked and done > 0 and 2 * done >= self.params.steps and self.progress.kept_step == 0
+
     def run(self, listen: Listener) -> Encoder:
         """Train to the end, from the last checkpoint if there is one; returns the encoder with the best exam mark.
+
+        The end is earlier where it `is_futile`.
 
         Afterwards `head` is the head that fits it, where `kept_head` is not None: the one that was trained together
         with it, or for the representation before training the one of the head's phase, if there was such a phase.
@@ -103,7 +114,7 @@ class Learner:
         optimizer = self._resume()
         self._sit_exam(listen)
         made = in_order(self.batch, range(self.progress.step, self.total_steps), self.params.workers)
-        while self.progress.step < self.total_steps:
+        while self.progress.step < self.total_steps and not self.is_futile:
             if self.progress.step == self.params.head_steps:
                 optimizer = self._optimizer()
             listen(self.progress.step + 1, self._take_step(optimizer, *next(made)))

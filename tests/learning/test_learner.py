@@ -44,8 +44,10 @@ def pictures() -> np.ndarray:
 
 
 def drift(encoder: Encoder) -> float:
-    """A mark that depends on the weights alone."""
-    return float(encoder.body.get_parameter("conv_stem.weight").detach().double().abs().sum())
+    """A mark that depends on the weights alone, and rises from 0 as soon as they change."""
+    start = build_encoder(BackboneParams(name="lcnet_035", weights="none"), seed=0)
+    before, now = (one.body.get_parameter("conv_stem.weight").detach().double() for one in (start, encoder))
+    return float((now.cpu() - before).abs().sum())
 
 
 def learner(
@@ -194,6 +196,16 @@ def test_the_weights_with_the_best_mark_are_kept(tmp_path: Path, marks: list[int
     assert not encoder.training
 
 
+def test_what_does_not_gain_in_half_of_the_steps_is_not_paid_for_to_the_end(tmp_path: Path) -> None:
+    """Exams are after 2, 4 and 5 of the 5 steps that follow the head's 3."""
+    for folder, marks, end in (("a", [9, 1, 2, 3], 7), ("b", [9, 8, 8, 10], 7), ("c", [1, 2, 0, 0], 8)):
+        said = iter(marks)
+        made = learner(tmp_path / folder, lambda _, said=said: next(said))
+        made.run(ignore)
+        assert made.progress.step == end
+        assert len(made.progress.history) == end
+
+
 def test_the_best_weights_are_kept_across_a_kill(tmp_path: Path) -> None:
     """The best mark is that of step 5, before the kill: the resumed run has never seen those weights itself."""
     best: list[dict[str, torch.Tensor]] = []
@@ -215,7 +227,7 @@ def test_the_best_weights_are_kept_across_a_kill(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("best", "kept"), [(0, 3), (5, 5), (8, 8)])
 def test_the_head_that_fits_the_kept_encoder_is_kept(tmp_path: Path, best: int, kept: int) -> None:
     """For the representation before training it is that of the end of the head's phase, step 3."""
-    made = learner(tmp_path, lambda _: 9.0 if made.progress.step == best else float(best > made.progress.step))
+    made = learner(tmp_path, lambda _: 9.0 if made.progress.step == best else float(0 < made.progress.step < best))
     seen: dict[int, dict[str, torch.Tensor]] = {}
 
     def listen(step: int, values: dict[str, float]) -> None:
