@@ -1,114 +1,124 @@
-"""What the choice by the synthetic exam costs: the chosen composition against the best one by test labels.
+"""What the choice by the synthetic exam costs: who serves, against the best of no training, training and their means.
 
     python -m benchmarks.regret --data ../shared/data --out benchmarks/results/regret.json
+    python -m benchmarks.regret --arrays FOLDER --out benchmarks/results/regret.json
 
-Rows of category, figure (image AUROC, or pixel AUROC of the map), chosen and best composition with their figures by
-test labels, and regret (best minus chosen); the last rows are the means. The representation before training, the
-preset `cpu`. Every composition that sits the exam is fitted to all good images, as the capsule's is.
+Rows of set, method, and figure (image AUROC, pixel AUROC, AUPRO by test labels): who serves with that method, the best
+of all contenders of all methods, their figures, and the regret (best minus chosen); the last rows are the mean and the
+worst. With --data all stages are run with the preset. With --arrays the choice is made, by the same code, from scores
+that were stored by set (see `benchmarks.stored_scores`): the figures are then on a coarse raster, and comparable only
+among themselves.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.common import print_table, write_results
 from benchmarks.methods import CATEGORIES, usual_content, working_in
-from components.detection.choice import choose_compositions, make_banks
-from components.detection.compositions import for_maps
-from components.detection.detector import Composition, Detector, Part
-from components.detection.feature_bank import FeatureBank
-from components.detection.fitting import learned
-from components.detection.scale import Scale
-from components.evaluation.metrics import auroc, pixel_auroc
+from benchmarks.stored_scores import stored_sets
+from components.detection.calibration import Plan, learns_held_out
+from components.detection.choice import choose, make_banks
+from components.evaluation.metrics import auroc, pixel_figures
 from components.foundation.params import Params, parse_params
 from components.foundation.places import Places
 from components.foundation.runtime import use_threads
 from components.images.dataset import list_category
-from components.learning.backbone import build_encoder
-from components.stages import synthesize, validate
+from components.stages import synthesize, train, validate
 from components.stages.evaluate import score_records
-from components.stages.fit import SIGMA
-from components.synthesis.methods import PRETRAINED
+from components.stages.fit import fit_detector, load_encoders
+from components.synthesis.methods import NSA_GDE
 from components.synthesis.prepared import load_prepared
 
-FIGURES = {"image": "image AUROC", "map": "pixel AUROC"}
-NO_SCALE = Scale(0.0, 1.0)
+METHODS = ("cutpaste-3way", NSA_GDE)
+FIGURES = ("image AUROC", "pixel AUROC", "AUPRO")
+Figures = tuple[float, float, float]
 
 
 def main() -> None:
-    """Measure all categories."""
+    """Measure all sets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds the categories")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path, help="folder that holds the categories")
+    source.add_argument("--arrays", type=Path, help="folder of stored scores")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path(".flawline/benchmarks"), help="folder for the runs")
     parser.add_argument("--preset", default="cpu")
     parser.add_argument("--categories", nargs="+", default=list(CATEGORIES))
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    for category in arguments.categories:
-        params = parse_params(usual_content(arguments, category, "pretrained", seed=0), arguments.preset)
-        with working_in(arguments.work / f"{Path(category).name}-regret"):
-            rows += measure(Path(category).name, params)
-        write_results(arguments.out, rows)
-    rows += [mean_row(rows, figure) for figure in FIGURES.values()]
+    if arguments.arrays:
+        for name, served, figures in stored_sets(arguments.arrays):
+            rows += rows_of(name, served, figures)
+    for category in () if arguments.arrays else arguments.categories:
+        rows += rows_of(Path(category).name, *measure(arguments, category))
+    rows += summary(rows)
     print_table(rows)
     write_results(arguments.out, rows)
 
 
-def measure(category: str, params: Params) -> list[dict[str, Any]]:
-    """The rows of one category."""
+def measure(arguments: argparse.Namespace, category: str) -> tuple[dict[str, str], dict[str, Figures]]:
+    """Who serves with each method, and the figures of every contender by name."""
+    served, figures = {}, {}
+    for method in METHODS:
+        params = parse_params(usual_content(arguments, category, method, seed=0), arguments.preset)
+        with working_in(arguments.work / f"{Path(category).name}-{method}-regret"):
+            winner, found = contenders(Path(category).name, params)
+        served[method] = named(winner, method)
+        figures.update({named(name, method): own for name, own in found.items()})
+    return served, figures
+
+
+def named(contender: str, method: str) -> str:
+    """The contender's name among those of all methods."""
+    return contender.replace("trained", method) if contender != "pretrained" else contender
+
+
+def contenders(category: str, params: Params) -> tuple[str, dict[str, Figures]]:
+    """Who serves, and the test figures of each contender with its densities fitted as in earnest."""
     use_threads(params.threads)
     places = Places(category)
-    if not places.prepared.exists():
-        validate.main(category, params)
-        synthesize.main(category, params)
-    prepared, encoder = load_prepared(places.prepared), build_encoder(params.backbone, params.seed)
-    bank = make_banks({PRETRAINED: encoder}, prepared, params)[PRETRAINED]
-    choice = choose_compositions(bank, params)
-    family = [mark.composition for mark in choice.marks]
-    maps = [for_maps(composition) for composition in family if composition.is_dense]
-    figures = {c: test_figures(c, bank, params) for c in dict.fromkeys([*family, *maps])}
-    return [
-        row(category, "image", choice.image, {c: figures[c][0] for c in family}),
-        row(category, "map", choice.map, {c: figures[c][1] for c in maps}),
-    ]
+    for stage in (validate, synthesize, train):
+        stage.main(category, params)
+    prepared = load_prepared(places.prepared)
+    banks = make_banks(load_encoders(places.encoder, params), prepared, params)
+    choice = choose(banks, params)
+    figures = {}
+    for contender in choice.contest.contenders:
+        own = replace(choice, contest=replace(choice.contest, winner=contender))
+        plan = Plan.of(prepared, params, taught=own.is_taught, refit=learns_held_out(prepared, params))
+        served = fit_detector(own, banks, prepared, params, {}, plan)
+        records = list_category(Path(params.data.root) / category).test
+        scored = score_records(served.detector, records, params.limits.image_limits())
+        truth = scored.has_truth
+        pixel, aupro = pixel_figures(scored.masks[truth], scored.maps[truth])
+        figures[contender.name] = (auroc(scored.labels, scored.scores) or 0.0, pixel or 0.0, aupro or 0.0)
+    return choice.encoder, figures
 
 
-def test_figures(composition: Composition, bank: FeatureBank, params: Params) -> tuple[float, float]:
-    """Image and pixel AUROC on the test images of one composition that has learned all good images."""
-    features = learned(composition, bank, np.arange(len(bank.prepared.images)))
-    scorer = composition.scorer_of(features.reshape(-1, *features.shape[2:]))
-    part = Part(composition, scorer, NO_SCALE, NO_SCALE, for_map=composition.is_dense)
-    detector = Detector({bank.name: bank.encoder}, [part], params.image.side, SIGMA * params.image.side / 256)
-    records = list_category(Path(params.data.root) / bank.prepared.category).test
-    scored = score_records(detector, records, params.limits.image_limits())
-    truth = scored.has_truth
-    return auroc(scored.labels, scored.scores) or 0.0, pixel_auroc(scored.masks[truth], scored.maps[truth]) or 0.0
+def rows_of(name: str, served: Mapping[str, str], figures: Mapping[str, Figures]) -> list[dict[str, Any]]:
+    """The rows of one set."""
+    rows = []
+    for method, chosen in served.items():
+        for number, figure in enumerate(FIGURES):
+            most, best = max((own[number], one) for one, own in figures.items())
+            own = figures[chosen][number]
+            row = {"set": name, "method": method, "figure": figure, "chosen": chosen, "by_chosen": round(own, 4)}
+            rows.append({**row, "best": best, "by_best": round(most, 4), "regret": round(most - own, 4)})
+    return rows
 
 
-def row(
-    category: str, figure: str, chosen: Sequence[Composition], figures: Mapping[Composition, float]
-) -> dict[str, Any]:
-    """One row; of several chosen compositions the first counts."""
-    best = max(figures, key=lambda composition: figures[composition])
-    return {
-        "category": category,
-        "figure": FIGURES[figure],
-        "chosen": chosen[0].name,
-        "by_chosen": round(figures[chosen[0]], 4),
-        "best": best.name,
-        "by_best": round(figures[best], 4),
-        "regret": round(figures[best] - figures[chosen[0]], 4),
-    }
-
-
-def mean_row(rows: Sequence[Mapping[str, Any]], figure: str) -> dict[str, Any]:
-    """The mean regret of one figure over the categories."""
-    regrets = [row["regret"] for row in rows if row["figure"] == figure]
-    return {"category": "mean", "figure": figure, "regret": round(float(np.mean(regrets)), 4)}
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and worst regret of each method and figure over the sets."""
+    found = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        for figure in FIGURES:
+            regrets = [row["regret"] for row in rows if (row["method"], row["figure"]) == (method, figure)]
+            for name, value in (("mean", sum(regrets) / len(regrets)), ("worst", max(regrets))):
+                found.append({"set": name, "method": method, "figure": figure, "regret": round(value, 4)})
+    return found
 
 
 if __name__ == "__main__":
