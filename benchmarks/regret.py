@@ -55,6 +55,7 @@ def main() -> None:
     for category in () if arguments.arrays else arguments.categories:
         rows += rows_of(Path(category).name, *measure(arguments, category))
     rows += summary(rows)
+    rows = [{**row, "from": "stored scores" if arguments.arrays else f"preset {arguments.preset}"} for row in rows]
     print_table(rows)
     write_results(arguments.out, rows)
 
