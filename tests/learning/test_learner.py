@@ -50,6 +50,12 @@ def drift(encoder: Encoder) -> float:
     return float((now.cpu() - before).abs().sum())
 
 
+def told(marks: list[int]) -> Callable[[Encoder], float]:
+    """An examiner that gives these marks, one after the other."""
+    left = iter(marks)
+    return lambda _: float(next(left))
+
+
 def learner(
     folder: Path, examiner: Callable[[Encoder], float] = drift, method: str = "cutpaste-3way", **changes: Any
 ) -> Learner:
@@ -199,8 +205,7 @@ def test_the_weights_with_the_best_mark_are_kept(tmp_path: Path, marks: list[int
 def test_what_does_not_gain_in_half_of_the_steps_is_not_paid_for_to_the_end(tmp_path: Path) -> None:
     """Exams are after 2, 4 and 5 of the 5 steps that follow the head's 3."""
     for folder, marks, end in (("a", [9, 1, 2, 3], 7), ("b", [9, 8, 8, 10], 7), ("c", [1, 2, 0, 0], 8)):
-        said = iter(marks)
-        made = learner(tmp_path / folder, lambda _, said=said: next(said))
+        made = learner(tmp_path / folder, told(marks))
         made.run(ignore)
         assert made.progress.step == end
         assert len(made.progress.history) == end
