@@ -50,6 +50,7 @@ def said(done: "subprocess.CompletedProcess[str]") -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)  # two runs and two reproductions, on a busy machine
 def test_two_versions_on_own_data_are_made_again_on_another_machine_to_the_same_bytes(tmp_path: Path) -> None:
     here = project_with_remotes(tmp_path)
     figures, times = {}, {}
