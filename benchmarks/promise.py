@@ -66,6 +66,7 @@ class Case:
         threshold: the section of params.yaml.
         taught, refit: as `Plan.of` takes them.
         choices: compositions, one of which an exam of these same images chooses.
+        blind: whether near-duplicates are not known as such.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Case:
     taught: bool = False
     refit: bool = True
     choices: int = 1
+    blind: bool = False
 
 
 class KnownFeatures(FeatureBank):
@@ -163,6 +165,7 @@ def simulated(case: Case, draws: int) -> Iterator[Outcome]:
     for number in range(draws):
         generator = np.random.default_rng([number, case.images, sum(case.name.encode())])
         features, groups = with_copies(case.draw(generator, case.images - case.copies), case.copies, generator)
+        groups = np.arange(len(groups)) if case.blind else groups
         fresh = case.draw(generator, FRESH)
         composition = chosen(case, features, groups, number)
         promise, scores = calibrated(composition, features, groups, fresh, case, number)

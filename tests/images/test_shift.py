@@ -70,7 +70,7 @@ def test_true_shifts_warn() -> None:
 def test_near_duplicates_count_once() -> None:
     generator = np.random.default_rng(2)
     train, shifted = generator.normal(100, 4, (6, 5)), generator.normal(100, 4, (10, 5))
-    shifted[:, 0] += 3
+    shifted[:, 0] += 5
     table = table_of(train, shifted)
     twins = pd.concat([table.head(6)] * 20 + [table.tail(10)], ignore_index=True)
     groups = twins["name"].where(twins["split"] == "train", None)
