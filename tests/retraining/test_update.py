@@ -28,6 +28,7 @@ NEW = 4
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_an_update_is_killed_ended_made_once_equal_to_a_fit_from_scratch_and_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
