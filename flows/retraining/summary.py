@@ -79,11 +79,14 @@ def mean_figures(made: Mapping[str, Version | None]) -> dict[str, float]:
 
 
 def verdict_tags(made: Mapping[str, Version | None]) -> dict[str, str]:
-    """In words: how many categories have a model, and how many of them serve."""
+    """In words: how many categories have a model that serves, or waits, or that the gate has rejected."""
     models = [version for version in made.values() if version]
-    champions = sum(registry.CHAMPION in version.aliases for version in models)
-    failed = f", failed: {len(made) - len(models)}" if len(models) < len(made) else ""
-    return {VERDICT: f"champions: {champions}, challengers: {len(models) - champions}{failed}"}
+    champions, challengers = (
+        sum(alias in version.aliases for version in models) for alias in (registry.CHAMPION, registry.CHALLENGER)
+    )
+    others = {"rejected": len(models) - champions - challengers, "failed": len(made) - len(models)}
+    more = "".join(f", {name}: {count}" for name, count in others.items() if count)
+    return {VERDICT: f"champions: {champions}, challengers: {challengers}{more}"}
 
 
 def data_used(made: Mapping[str, Version | None], params: Params) -> list[DataVersion]:
