@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from components.detection.network_part import NetworkPart
 
 BATCH = 16
+ARRANGED = 32  # images whose features are arranged at a time
 Estimator = Literal["gaussian", "kernel"]
 CopyKind = Literal["geometric", "photometric"]
 MapKind = Literal["dense", "gradcam", "gradcam-logit"]
@@ -158,8 +159,20 @@ def arrange(features: Mapping[str, Tensor], composition: Composition) -> np.ndar
     """
     if not composition.is_dense:
         return pooled_features(features, composition).numpy(force=True)
-    chosen = _weighted(features, composition)
-    grids = torch.cat([_on_grid(f, composition) for f in chosen], dim=1)  # (N, D, g, g)
+    count = len(features[composition.levels[0]])
+    arranged = _arranged({level: features[level][:ARRANGED] for level in composition.levels}, composition)
+    if count <= ARRANGED:
+        return arranged
+    whole = np.empty((count, *arranged.shape[1:]), np.float32)  # written piece by piece, so that it is there once
+    for start in range(0, count, ARRANGED):
+        rows = slice(start, start + ARRANGED)
+        whole[rows] = _arranged({level: features[level][rows] for level in composition.levels}, composition)
+    return whole
+
+
+def _arranged(features: Mapping[str, Tensor], composition: Composition) -> np.ndarray:
+    """(N, grid², D) float32 of a dense composition."""
+    grids = torch.cat([_on_grid(f, composition) for f in _weighted(features, composition)], dim=1)  # (N, D, g, g)
     return grids.flatten(2).transpose(1, 2).contiguous().numpy(force=True)  # (N, g², D)
 
 

@@ -146,8 +146,12 @@ def _learned(composition: Composition, paper: ExamPaper, good: np.ndarray) -> tu
         folds = np.append(folds, np.full(len(own) - len(good), -1))
     if not composition.copies or paper.copies is None:
         return own[None], folds
-    copies = arrange(paper.copies, composition).reshape(-1, *own.shape)[: composition.copies]
-    return np.concatenate([own[None], copies]), folds
+    features = np.empty((1 + composition.copies, *own.shape), np.float32)
+    features[0] = own
+    for number in range(composition.copies):  # one copy of all images at a time, so that all are there once
+        rows = slice(number * len(own), (number + 1) * len(own))
+        features[1 + number] = arrange({level: value[rows] for level, value in paper.copies.items()}, composition)
+    return features, folds
 
 
 def examine(composition: Composition, scorer: Scorer, paper: ExamPaper) -> Mark:

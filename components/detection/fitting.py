@@ -29,8 +29,12 @@ def learned(composition: Composition, bank: FeatureBank, rows: np.ndarray) -> np
     own = arrange(bank.of(rows), composition)
     if not composition.copies:
         return own[None]
-    copies = arrange(bank.of_copies(rows, composition.copies, composition.copy_kind), composition)
-    return np.concatenate([own[None], copies.reshape(-1, *own.shape)])
+    made = np.empty((1 + composition.copies, *own.shape), np.float32)
+    made[0] = own
+    for batch in batches(np.arange(len(rows)), BATCH):  # copies are many: all of them are there once
+        copies = arrange(bank.of_copies(rows[batch], composition.copies, composition.copy_kind), composition)
+        made[1:, batch] = copies.reshape(composition.copies, len(batch), *own.shape[1:])
+    return made
 
 
 def fit_densities(compositions: Sequence[Composition], banks: Banks) -> dict[Composition, Scorer]:
