@@ -15,6 +15,7 @@ MODULES = [
     "components.density.moments",
     "components.density.shrinkage",
     "components.density.whitening",
+    "components.detection.beyond_chance",
     "components.detection.conformal",
     "components.detection.promise",
     "components.evaluation.metrics",

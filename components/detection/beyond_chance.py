@@ -75,6 +75,12 @@ def mark_of(answers: Answers, weights: Mapping[str, float], times: Floats | None
 
     times: (B, M) how often each image was drawn; each once where None. Returns (B,), or (1,). Without a map the image
     AUROC alone.
+
+    >>> answers = Answers(np.array([0.0, 1.0]), {"stain": np.array([0.5, 2.0])}, {}, {})  # three of four pairs
+    >>> mark_of(answers, {"stain": 1.0}).tolist()
+    [0.75]
+    >>> mark_of(answers, {"stain": 1.0}, np.array([[2.0, 0.0], [0.0, 2.0]])).tolist()  # only the first, only the second
+    [1.0, 1.0]
     """
     drawn = np.ones((1, len(answers.good))) if times is None else times
     image = _mean_over_kinds({kind: _auroc(answers.good, answers.samples[kind], drawn) for kind in weights}, weights)
@@ -87,7 +93,13 @@ def mark_of(answers: Answers, weights: Mapping[str, float], times: Floats | None
 def compare(
     first: Answers, second: Answers, weights: Mapping[str, float], generator: np.random.Generator, draws: int = DRAWS
 ) -> Comparison:
-    """Compare two detectors by the kinds that have a weight, with `draws` bootstrap draws of the images."""
+    """Compare two detectors by the kinds that have a weight, with `draws` bootstrap draws of the images.
+
+    >>> good = np.arange(40.0)
+    >>> one, two = (Answers(good, {"stain": good + shift}, {}, {}) for shift in (2.0, 30.0))
+    >>> [bool(compare(one, other, {"stain": 1.0}, np.random.default_rng(0)).is_better) for other in (one, two)]
+    [False, True]
+    """
     from scipy import stats  # half a second to import, and no part of scoring
 
     count = len(first.good)
@@ -101,7 +113,12 @@ def compare(
 
 
 def visibility(*answers: Answers) -> dict[str, float]:
-    """The weight of each kind: the detectors' mean image AUROC beyond 0.5; kinds that none can see are left out."""
+    """The weight of each kind: the detectors' mean image AUROC beyond 0.5; kinds that none can see are left out.
+
+    >>> good = np.array([0.0, 1.0])  # nobody tells blur from it
+    >>> visibility(Answers(good, {"stain": np.array([2.0, 3.0]), "blur": np.array([0.0, 1.0])}, {}, {}))
+    {'stain': 0.5}
+    """
     once = np.ones((1, len(answers[0].good)))
     means = {
         kind: float(np.mean([_auroc(one.good, one.samples[kind], once)[0] for one in answers])) - 0.5

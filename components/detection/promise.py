@@ -202,7 +202,11 @@ def promise_words(selection: Mapping[str, Any]) -> str:
 
 
 def cost_words(missed: Mapping[str, Mapping[str, Any]]) -> str:
-    """What the threshold costs, in words, from `Calibration.missed`; empty where there is no such defect."""
+    """What the threshold costs, in words, from `Calibration.missed`; empty where there is no such defect.
+
+    >>> cost_words({"stain": {"count": 30, "missed": 0.1}, "blur": {"count": 10, "missed": 0.5}})
+    "of the exam's defects it misses 20 % (blur 50 %, stain 10 %)"
+    """
     if not missed:
         return ""
     by_strength: dict[str, list[Mapping[str, Any]]] = {}
