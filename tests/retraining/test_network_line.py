@@ -97,8 +97,8 @@ def test_where_nothing_can_be_blended_nsa_gde_keeps_the_backbone_and_a_network_i
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_category(Path("data/widget"), seed=0, defects=3)
-    for path in Path("data/widget/train/good").iterdir():
-        Image.new("RGB", (50, 40), (128, 128, 128)).save(path)
+    for number, path in enumerate(sorted(Path("data/widget/train/good").iterdir())):
+        Image.new("RGB", (50 + number, 40), (128, 128, 128)).save(path)  # files of their own bytes, all of one grey
     run("nsa-gde")
     assert "a change of more than one grey level" in (said := capsys.readouterr().err)
     assert "The representation before training is kept." in said
