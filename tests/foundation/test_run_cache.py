@@ -63,7 +63,8 @@ def test_a_mapping_by_category_refuses_these_names(name: str) -> None:
 
 
 STAGES = [f"dvc.yaml:{name}@bolt" for name in ("validate", "synthesize", "train", "fit", "evaluate")]
-NO_STAGES = {"data", "demo", "fetch", "gate", "ingest"}  # no result depends on them, but for the folder of the images
+# No result depends on them, but for the folder of the images.
+NO_STAGES = {"cache", "data", "demo", "fetch", "gate", "ingest", "retrain"}
 
 
 def leaves(values: Mapping[str, Any], *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
