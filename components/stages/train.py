@@ -132,7 +132,7 @@ def train(encoder: Encoder, prepared: Prepared, params: Params, seed: int, check
         schedule,
         seed=seed,
         category=prepared.category,
-        examiner=lambda trained: exam_mark(trained, prepared, params),
+        examiner=lambda trained: exam_mark(trained, prepared, params, seed),
         checkpoint=checkpoint,
     )
     encoder = run_live(learner, prepared.category, params, name)
@@ -201,7 +201,7 @@ def network_learner(prepared: Prepared, params: Params, checkpoint: Path) -> Map
 
     def examiner(network: MapNetwork) -> float:
         if densities:
-            return exam_mark(network.encoder, prepared, params)
+            return exam_mark(network.encoder, prepared, params, params.seed)
         mark = examine_network(network, prepared, params, view)
         return (mark.image + mark.pixel) / 2
 
@@ -229,15 +229,16 @@ def say_if_it_did_not_help(category: str, progress: Progress) -> None:
         )
 
 
-def exam_mark(encoder: Encoder, prepared: Prepared, params: Params) -> float:
+def exam_mark(encoder: Encoder, prepared: Prepared, params: Params, seed: int) -> float:
     """Mean image mark, by images to learn from, of the pooled feature and the first dense composition.
 
-    By cross-fitting: the held-out images choose no step, as they decide afterwards whether what was trained serves.
+    By cross-fitting, in folds drawn from `seed`: the held-out images choose no step, as they decide afterwards whether
+    what was trained serves.
     """
     family = candidates(TRAINED, encoder, params.image.side, len(prepared.fit_rows))
     examined = (family[0], pooled(TRAINED, (HEAD,)))
     bank = FeatureBank(TRAINED, encoder, prepared, examined)
-    paper = cross_paper(bank, FOLDS, params.seed, not_asked=not_asked(params.method))
+    paper = cross_paper(bank, FOLDS, seed, not_asked=not_asked(params.method))
     return float(np.mean([cross_examine(c, paper).image for c in examined]))
 
 

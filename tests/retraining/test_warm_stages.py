@@ -32,10 +32,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with stages that say how they run."""
     folder = tmp_path_factory.mktemp("warm")
     shutil.copytree(REPOSITORY / "infra", folder / "infra", ignore=shutil.ignore_patterns("pictures"))
-    (folder / "components").mkdir()
+    stages = folder / "components" / "stages"
+    stages.mkdir(parents=True)
     for name, code in {"tell": TELL, "refuse": REFUSE, "fail": FAIL, "wait": WAIT, "die": DIE}.items():
-        (folder / "components" / f"{name}.py").write_text(code)
-    (folder / "components" / "__init__.py").touch()
+        (stages / f"{name}.py").write_text(code)
+    for package in (stages, stages.parent):
+        (package / "__init__.py").touch()
     return folder
 
 
@@ -74,7 +76,7 @@ def test_arguments_folder_environment_and_streams_are_the_clients(folder: Path, 
     [
         ("refuse", 1, "out\n", "flawline: this cannot be\n"),
         ("fail", 1, "", "LookupError: nothing\n"),
-        ("missing", 1, "", "No module named components.missing\n"),
+        ("missing", 1, "", "No module named components.stages.missing\n"),
         ("die", 137, "", ""),
     ],
 )
