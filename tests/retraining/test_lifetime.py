@@ -66,10 +66,11 @@ def test_what_a_killed_command_has_started_ends_with_it() -> None:
 
 def test_a_stage_ends_with_the_program_whose_shell_called_it(tmp_path: Path) -> None:
     shutil.copytree(REPOSITORY / "infra", tmp_path / "infra", ignore=shutil.ignore_patterns("pictures"))
-    (tmp_path / "components").mkdir()
-    shutil.copy(REPOSITORY / "components" / "owner.py", tmp_path / "components")
-    (tmp_path / "components" / "__init__.py").touch()
-    (tmp_path / "components" / "wait.py").write_text(WAIT)
+    for room in (rooms := [tmp_path / "components" / name for name in ("", "foundation", "stages")]):
+        room.mkdir()
+        (room / "__init__.py").touch()
+    shutil.copy(REPOSITORY / "components" / "foundation" / "owner.py", rooms[1])
+    (rooms[2] / "wait.py").write_text(WAIT)
     with start(CALLER, tmp_path) as caller:
         stage = os.pidfd_open(int(line_of(caller)))
         caller.kill()
