@@ -3,12 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
 from components.arrivals.delivery import Delivery, Item
 from components.arrivals.review import review_name
 from components.arrivals.triage import Verdict
-from components.evaluation.report_page import REST, STYLE, thumbnail
+from components.evaluation.report_page import HEAD, REST, STYLE, page_template, thumbnail
 from components.foundation.limits import ImageLimits
 
 SHOWN = 8  # images with a thumbnail per reason
@@ -29,8 +27,7 @@ def render_arrivals(
     groups: dict[tuple[str, str], list[Verdict]] = {}
     for verdict in verdicts:
         groups.setdefault((verdict.outcome, verdict.code), []).append(verdict)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_PAGE).render(
+    return page_template(REST + HEAD + _PAGE).render(
         summary=summary,
         style=STYLE,
         shown=SHOWN,
@@ -66,9 +63,7 @@ def _said(items: Mapping[int, Item], verdict: Verdict) -> str:
     return f"{items[verdict.number].shown} {verdict.words}".strip()
 
 
-_PAGE = (
-    REST
-    + """<!DOCTYPE html>
+_PAGE = """<!DOCTYPE html>
 <html lang="en">
 {% set state = "error" if not summary.accepted else "warning" if groups or summary.drift else "good" %}
 {% macro pictures(images) %}
@@ -93,13 +88,7 @@ p = {{ "%.3g" % image.p_value }}</span>{% endif %}
 {% endfor %}
 </div>
 {% endmacro %}
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>Arrived for {{ summary.category }}</title>
-<style>{{ style | safe }}</style>
-</head>
+{{ head("Arrived for " ~ summary.category, style) }}
 <body>
 <main>
 <header class="card">
@@ -162,4 +151,3 @@ corrected p = {{ "%.2g" % one.p_value }}</td>
 </body>
 </html>
 """
-)

@@ -242,17 +242,21 @@ def _area_below_ramp(start: NDArray[np.float64], end: NDArray[np.float64], limit
     return climbed**2 * slope / 2 + np.clip(limit - end, 0, None)  # the triangle, and the plateau behind it
 
 
+def region_shares(mask: NDArray[np.bool_]) -> tuple[NDArray[np.float64], int]:
+    """Of each pixel of a mask (H, W), in the order of `values[mask]`, the share of its region; how many regions.
+
+    >>> region_shares(np.array([[True, True, False, True]]))
+    (array([0.5, 0.5, 1. ]), 2)
+    """
+    numbered, count = ndimage.label(mask, structure=EIGHT_CONNECTED)
+    region = numbered[mask]
+    return 1 / np.bincount(region)[region], count
+
+
 def _region_weights(masks: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Weight of each defective pixel, in the order of `maps[masks]`: 1 / (its region's area * regions)."""
-    weights = []
-    regions = 0
-    for mask in masks:  # (H, W)
-        if mask.any():
-            numbered, count = ndimage.label(mask, structure=EIGHT_CONNECTED)
-            region = numbered[mask]
-            weights.append(1 / np.bincount(region)[region])
-            regions += count
-    return np.concatenate(weights) / regions
+    shares, counts = zip(*(region_shares(mask) for mask in masks if mask.any()), strict=True)
+    return np.concatenate(shares) / sum(counts)
 
 
 def _share_above(sorted_values: NDArray[np.floating], thresholds: NDArray[np.floating]) -> NDArray[np.float64]:

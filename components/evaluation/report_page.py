@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from PIL import Image
 
 from components.foundation.errors import UserError, printable
@@ -32,9 +32,7 @@ def render_page(report: dict[str, Any], table: pd.DataFrame, category: Category,
     paths = {printable(path.relative_to(category.root).as_posix()): path for path in _files(category)}
     pictures = {name: thumbnail(paths[name], limits) for name in _names_to_show(report, table) if name in paths}
     plots = [_plot(name, expected, table) for name, expected in report["ranges"].items() if _varies(table, name)]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(_PAGE)
-    return page.render(
+    return page_template(REST + HEAD + _PAGE).render(
         report=report,
         pictures=pictures,
         plots=plots,
@@ -43,6 +41,13 @@ def render_page(report: dict[str, Any], table: pd.DataFrame, category: Category,
         style=STYLE,
         width=PLOT[0],
         height=PLOT[1],
+    )
+
+
+def page_template(text: str) -> Template:
+    """The template of a page: what it shows is escaped, and a name that it is not given is an error."""
+    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
+        text
     )
 
 
@@ -180,9 +185,18 @@ REST = """{% macro rest(words, shown, count) %}
 {% endmacro %}
 """
 
-_PAGE = (
-    REST
-    + """<!DOCTYPE html>
+# The head of a page that loads nothing from anywhere.
+HEAD = """{% macro head(title, style) %}
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{{ title }}</title>
+<style>{{ style | safe }}</style>
+</head>{% endmacro %}
+"""
+
+_PAGE = """<!DOCTYPE html>
 <html lang="en">
 {% macro many(things, one, several) %}{{ things | length }} {{ one if things | length == 1 else several }}{% endmacro %}
 {% macro picture(name) %}
@@ -195,13 +209,7 @@ _PAGE = (
 {% set broken = report.checks | rejectattr("success") | sort(attribute="severity") | list %}
 {% set kept = report.checks | selectattr("success") | list %}
 {% set state = "error" if not report.passed else "warning" if report.warnings else "good" %}
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>Data check of {{ report.category }}</title>
-<style>{{ style | safe }}</style>
-</head>
+{{ head("Data check of " ~ report.category, style) }}
 <body>
 <main>
 <header class="card">
@@ -336,4 +344,3 @@ Fit to learn from: all {{ report.checks | length }} rules are kept
 </body>
 </html>
 """
-)

@@ -12,6 +12,11 @@ class ServerError(UserError):
     """A server did not do what it was asked for: the same may succeed later, when it is back."""
 
 
+def error_sentence(error: UserError | OSError) -> str:
+    """Say an error that a person can mend, or one of the operating system, in one sentence."""
+    return os_error_sentence(error) if isinstance(error, OSError) else str(error)
+
+
 def os_error_sentence(error: OSError) -> str:
     """Say an operating-system error in one sentence, with the file it concerns and the remedy where there is one."""
     where = f" at {os.fspath(error.filename)}" if error.filename else ""

@@ -50,6 +50,11 @@ def parse_yaml(text: str, where: str, reader: YAML | None = None) -> Any:
         raise UserError(f"{where} is not valid YAML ({_reason(error)}): correct it, and run again.") from error
 
 
+def parse_lock(content: bytes) -> Any:
+    """What a lock file of DVC holds, by a reader in C, as it may have thousands of lines; yaml.YAMLError else."""
+    return yaml_1_1.load(content, getattr(yaml_1_1, "CSafeLoader", yaml_1_1.SafeLoader))
+
+
 def _reason(error: Exception) -> str:
     """Line and column, and the library's words, in one line."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)

@@ -1,7 +1,7 @@
 """Decode inspection images of any usual kind into uint8 RGB, and refuse what is broken or dangerous."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -131,6 +131,14 @@ def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
     if mask.shape == (size, size):
         return mask
     return np.array(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST))
+
+
+def merged_mask(paths: Iterable[Path], size: int, limits: ImageLimits) -> np.ndarray:
+    """The union of an image's masks, (size, size) bool; all false where it has none. Errors as of `read_mask`."""
+    mask = np.zeros((size, size), bool)
+    for path in paths:
+        mask |= resize_mask(read_mask(path, limits), size)
+    return mask
 
 
 def _opened(path: Path, limits: ImageLimits) -> Image.Image:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from components.foundation.errors import UserError, os_error_sentence
+from components.foundation.errors import UserError, error_sentence
 from components.foundation.libraries import check_libraries
 from components.foundation.making import check_unchanged
 from components.foundation.mlflow_store import check_place
@@ -39,10 +39,8 @@ def run_guarded(action: Callable[[], None]) -> None:
     """Run `action`; a UserError or an operating-system error becomes one sentence on stderr and exit code 1."""
     try:
         action()
-    except UserError as error:
-        _fail(str(error))
-    except OSError as error:
-        _fail(os_error_sentence(error))
+    except (UserError, OSError) as error:
+        _fail(error_sentence(error))
 
 
 def _fail(sentence: str) -> None:

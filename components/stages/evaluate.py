@@ -41,7 +41,7 @@ from components.foundation.params import EvaluationParams, Params
 from components.foundation.places import Places
 from components.foundation.runtime import use_threads
 from components.images.dataset import ImageRecord, list_category
-from components.images.decode import read_image, read_mask, resize_image, resize_mask
+from components.images.decode import merged_mask, read_image, resize_image
 from components.stages.command import run_stage
 from components.tracking.connection import FIGURES, KINDS, PICTURES, SUMMARY
 from components.tracking.fingerprint import learned_digest, open_category_run
@@ -115,7 +115,7 @@ def score_records(detector: Detector, records: Sequence[ImageRecord], limits: Im
         images = [resize_image(read_image(records[row].path, limits), size) for row in rows]
         scores[start : rows.stop], maps[start : rows.stop] = detector.score(images)
         for row in rows:
-            masks[row] = _merged_mask(records[row], size, limits)
+            masks[row] = merged_mask(records[row].masks, size, limits)
     has_truth = np.array([record.is_good or bool(record.masks) for record in records], dtype=bool)
     return Scored(records, scores, maps, masks, has_truth)
 
@@ -336,13 +336,6 @@ def _csv(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def _prefixed(prefix: str, row: dict[str, str]) -> dict[str, str]:
     return {prefix + name: value for name, value in row.items()}
-
-
-def _merged_mask(record: ImageRecord, size: int, limits: ImageLimits) -> np.ndarray:
-    mask = np.zeros((size, size), bool)
-    for path in record.masks:
-        mask |= resize_mask(read_mask(path, limits), size)
-    return mask
 
 
 def _kind_figures(scored: Scored, kind: str, threshold: float) -> dict[str, float | None]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from components.foundation.yaml_text import parse_lock
 from components.tracking.git_tags import ask_git
 
 
@@ -43,9 +44,8 @@ def _recorded(path: Path) -> str:
 
 def _content(path: Path) -> dict[str, Any]:
     """The mapping in one of DVC's files; empty where there is none, or DVC is just writing it."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C: a lock has thousands of lines
     try:
-        content = yaml.load(path.read_bytes(), loader)
+        content = parse_lock(path.read_bytes())
     except (OSError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -7,7 +7,7 @@ from prefect import Task, flow
 
 from components.arrivals.delivery import Delivery
 from components.arrivals.inbox import open_source
-from components.foundation.errors import UserError, os_error_sentence
+from components.foundation.errors import UserError, error_sentence
 from components.foundation.params import Params, load_params
 from flows.arrivals.steps import Step, awaited, ingest_category, sentence_on_strays
 from flows.data.git import may_pass
@@ -25,10 +25,8 @@ def ingest(source: str | None = None, categories: Sequence[str] | None = None) -
     for category in categories or awaited(inbox, params):
         try:
             summaries += ingest_category(category, inbox, params, _as_task)
-        except UserError as error:
-            summaries.append({"category": category, "error": str(error)})
-        except OSError as error:
-            summaries.append({"category": category, "error": os_error_sentence(error)})
+        except (UserError, OSError) as error:
+            summaries.append({"category": category, "error": error_sentence(error)})
     if categories is None and (sentence := sentence_on_strays(inbox)):
         summaries.append({"category": "", "error": sentence})
     return summaries

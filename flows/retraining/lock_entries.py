@@ -13,7 +13,7 @@ import yaml
 
 from components.foundation.errors import UserError
 from components.foundation.files import digest_of
-from components.foundation.yaml_text import parse_yaml
+from components.foundation.yaml_text import parse_lock, parse_yaml
 
 LOCK = "dvc.lock"
 HEADER = "schema: '2.0'\nstages:\n"
@@ -77,10 +77,9 @@ def parameters(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _stage_names(content: bytes) -> set[str]:
-    """The stages of a lock, by a reader in C: a lock has thousands of lines."""
+    """The stages of a lock."""
     try:
-        content_read = yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
-        return {str(name) for name in content_read.get("stages") or {}}
+        return {str(name) for name in (parse_lock(content) or {}).get("stages") or {}}
     except (yaml.YAMLError, AttributeError) as error:
         raise UserError(f"{LOCK} cannot be read: restore it with `git checkout {LOCK}`, or run `dvc repro`.") from error
 

@@ -11,7 +11,7 @@ from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.exceptions import MissingContextError
 
-from components.foundation.errors import ServerError, UserError, os_error_sentence
+from components.foundation.errors import ServerError, UserError, error_sentence
 from components.foundation.files import read_json
 from components.foundation.names import check_category_names
 from components.foundation.params import Params, load_params
@@ -67,7 +67,7 @@ def gate(category: str, version: int) -> str:
     except ServerError:
         raise
     except (UserError, OSError) as error:
-        return f"is registered, but was not judged: {_sentence(error)}"
+        return f"is registered, but was not judged: {error_sentence(error)}"
     try:
         asking.ask_if_waiting(category)
     except UserError as error:
@@ -167,17 +167,13 @@ def keep_commit(category: str, version: int, in_flow: bool = True) -> None:
             remark = f"; {done.remark}" if done.remark else ""
             _say(f"{category}: version {version} is commit {done.commit.commit[:10]} ({done.commit.branch}){remark}")
     except (UserError, OSError) as error:
-        _say(f"{category}: version {version} has no commit of its own, as {_sentence(error)}")
+        _say(f"{category}: version {version} has no commit of its own, as {error_sentence(error)}")
         return
     try:
         if sent := pass_on(category, done):
             _say(f"{category}: version {version} {sent}")
     except (UserError, OSError) as error:
-        _say(f"{category}: version {version} stays on this machine for now: {_sentence(error)}")
-
-
-def _sentence(error: UserError | OSError) -> str:
-    return os_error_sentence(error) if isinstance(error, OSError) else str(error)
+        _say(f"{category}: version {version} stays on this machine for now: {error_sentence(error)}")
 
 
 def catch_up(except_for: Sequence[str] = ()) -> None:
@@ -206,10 +202,8 @@ def _outcome_of(category: str, force: bool, kind: str) -> int | str:
         reason = f"stopped at {error}"
     except BusyError as error:
         reason = f"stopped, as {error}"
-    except UserError as error:
-        reason = str(error)
-    except OSError as error:
-        reason = os_error_sentence(error)
+    except (UserError, OSError) as error:
+        reason = error_sentence(error)
     _say(f"{category}: {reason}")
     return reason
 

@@ -17,7 +17,7 @@ from components.foundation.errors import UserError
 from components.foundation.files import digest_of, sha256_file
 from components.foundation.limits import ImageLimits
 from components.images.dataset import ImageRecord
-from components.images.decode import read_image, read_mask, resize_image, resize_mask
+from components.images.decode import merged_mask, read_image, resize_image, resize_mask
 from components.images.identity import keys_of
 from components.synthesis.prepared import new_array
 
@@ -105,13 +105,13 @@ def score_both(
     scores, maps, masks = _arrays([capsule.detector.size for capsule in capsules], len(images), scratch)
     for start in range(0, len(images), BATCH):
         batch = [one.record for one in images[start : start + BATCH]]
+        rows = slice(start, start + len(batch))
+        alike = {(capsule.bits, capsule.detector.size) for capsule in capsules}  # mostly one: decoded once then
+        pixels = {(bits, size): _pixels(batch, size, limits.at_depth(bits)) for bits, size in alike}
         for model, capsule in enumerate(capsules):
-            rows, size = slice(start, start + len(batch)), capsule.detector.size
-            deep = limits.at_depth(capsule.bits)
-            pixels = [resize_image(read_image(record.path, deep), size) for record in batch]
-            scores[model][rows], maps[model][rows] = capsule.score(pixels)
-            for row, record in enumerate(batch, start):
-                masks[model][row] = _mask(record, size, limits)
+            size = capsule.detector.size
+            scores[model][rows], maps[model][rows] = capsule.score(pixels[capsule.bits, size])
+            masks[model][rows] = [merged_mask(record.masks, size, limits) for record in batch]
     return Both(images, scores, maps, masks)
 
 
@@ -119,8 +119,8 @@ def score_exam(
     champion: Capsule, challenger: Capsule, good: Sequence[ImageRecord], make: Maker, limits: ImageLimits, scratch: Path
 ) -> Both:
     """The same for good images and the synthetic defects made of them, at the challenger's size, for both alike."""
-    size, deep = challenger.detector.size, limits.at_depth(challenger.bits)
-    sources = np.stack([resize_image(read_image(record.path, deep), size) for record in good])  # (M, S, S, 3)
+    size = challenger.detector.size
+    sources = np.stack(_pixels(good, size, limits.at_depth(challenger.bits)))  # (M, S, S, 3)
     nothing = np.zeros(sources.shape[:3], bool)
     keys = keys_of([sha256_file(record.path) for record in good])
     papers = {"good": (sources, nothing), **make(sources, keys)}
@@ -160,11 +160,9 @@ def _arrays(sizes: Sequence[int], count: int, scratch: Path) -> tuple[Pair, Pair
     return (np.zeros(count, np.float32), np.zeros(count, np.float32)), _pair(maps), _pair(masks)
 
 
-def _mask(record: ImageRecord, size: int, limits: ImageLimits) -> np.ndarray:
-    mask = np.zeros((size, size), bool)
-    for path in record.masks:
-        mask |= resize_mask(read_mask(path, limits), size)
-    return mask
+def _pixels(records: Sequence[ImageRecord], size: int, limits: ImageLimits) -> list[np.ndarray]:
+    """Each image as uint8 (size, size, 3), resampled one by one."""
+    return [resize_image(read_image(record.path, limits), size) for record in records]
 
 
 def _pair(values: Iterable[np.ndarray]) -> Pair:

@@ -7,12 +7,11 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from components.detection.capsule import Capsule
 from components.evaluation.figures import map_tiles
-from components.evaluation.report_page import STYLE
+from components.evaluation.report_page import HEAD, STYLE, page_template
 from components.foundation.errors import printable
 from components.foundation.limits import ImageLimits
 from components.images.decode import read_image, resize_image
@@ -56,7 +55,7 @@ class Facts:
 
 def render_comparison(facts: Facts) -> str:
     """The page on a challenger and its champion: a whole HTML document that loads nothing from elsewhere."""
-    return _environment().from_string(_HEAD + _COMPARISON).render(
+    return page_template(HEAD + _HEAD + _COMPARISON).render(
         **_common(facts.verdict, facts.report["category"], facts.report["challenger"]["version"]),
         report=facts.report,
         champion=facts.report["champion"]["version"],
@@ -83,13 +82,9 @@ def render_first(
         }
         for place in order
     ]  # fmt: skip
-    return _environment().from_string(_HEAD + _FIRST).render(
+    return page_template(HEAD + _HEAD + _FIRST).render(
         **_common(verdict, category, number), shown=shown, limit=screened.limit, count=len(screened.rows)
     )  # fmt: skip
-
-
-def _environment() -> Environment:
-    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def _common(verdict: Verdict, category: str, number: int) -> dict[str, Any]:
@@ -200,13 +195,7 @@ _STYLE = """
 
 _HEAD = """<!DOCTYPE html>
 <html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{{ category }} version {{ number }}: {{ title }}</title>
-<style>{{ style | safe }}</style>
-</head>
+{{ head(category ~ " version " ~ number ~ ": " ~ title, style) }}
 <body>
 <main>
 <header class="card">

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from components.evaluation.metrics import EIGHT_CONNECTED
+from components.evaluation.metrics import region_shares
 
 BINS = 2000  # of false-positive rates, by which pixel figures of a resample are had without sorting pixels anew
 PLANNED_AUROC, PLANNED_CORRELATION = 0.9, 0.5  # of the models whose difference so many images are to tell
@@ -153,7 +153,7 @@ def count_pixels(masks: NDArray[np.bool_], maps: NDArray[np.floating], bins: int
         good[row] = np.bincount(place[~mask], minlength=len(edges) + 1)
         if mask.any():
             found[row] = np.bincount(place[mask], minlength=len(edges) + 1)
-            overlap[row] = np.bincount(place[mask], _region_shares(mask), minlength=len(edges) + 1)
+            overlap[row] = np.bincount(place[mask], region_shares(mask)[0], minlength=len(edges) + 1)
     return PixelCounts(good, found, overlap)
 
 
@@ -344,14 +344,6 @@ def _edges(masks: NDArray[np.bool_], maps: NDArray[np.floating], bins: int) -> N
     step = max(1, masks.size // 4_000_000)
     good = np.concatenate([values[~mask][::step] for mask, values in zip(masks, maps, strict=True)])
     return np.unique(np.quantile(good, np.arange(1, bins) / bins))
-
-
-def _region_shares(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Of each defective pixel, in the order of `values[mask]`, the share that it has of its region."""
-    from scipy import ndimage
-
-    region = ndimage.label(mask, EIGHT_CONNECTED)[0][mask]
-    return np.asarray(1 / np.bincount(region)[region])
 
 
 def _rates(counts: NDArray[np.floating]) -> NDArray[np.float64]:
