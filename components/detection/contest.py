@@ -14,13 +14,11 @@ import numpy as np
 
 from components.density.gaussian import Scorer
 from components.detection.beyond_chance import Answers, Comparison, compare, mark_of, visibility
-from components.detection.detector import Composition, arrange, gaussian_blur, grown, image_scores
-from components.detection.exam import PIXELS, ExamPaper, auroc_of, held_out_paper
+from components.detection.detector import Composition, arrange, grown, image_scores
+from components.detection.exam import ExamPaper, auroc_of, coarse_maps, coarse_masks, held_out_paper, step_of
 from components.detection.feature_bank import FeatureBank
 from components.detection.fitting import fit_scorers
 from components.detection.scale import Scale
-
-BLUR = 4.0  # of maps, in pixels of the image: as the exam of single compositions blurs them
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def answers_of(contender: Contender, sat: Mapping[Composition, Distances], masks
         kind: np.where(changed[kind], np.mean([own[kind] for _, own in scaled], axis=0), np.nan) for kind in masks
     }
     maps = [c for c in contender.map if c.is_dense]
-    coarse = {kind: _coarse(own) for kind, own in masks.items()} if maps else {}
+    coarse = {kind: coarse_masks(own) for kind, own in masks.items()} if maps else {}
     found = {kind: _found(_maps(maps, sat, kind, masks[kind].shape[-1]), coarse[kind]) for kind in coarse}
     areas = {kind: own.sum(axis=(1, 2)).astype(np.float64) for kind, own in coarse.items()}
     return Answers(np.mean([good for good, _ in scaled], axis=0), samples, found, areas)
@@ -144,20 +142,13 @@ def _scaled_scores(distances: Distances, composition: Composition) -> tuple[np.n
     return scale.apply(good), samples
 
 
-def _coarse(masks: np.ndarray) -> np.ndarray:
-    """Masks (M, S, S) on the raster of the exam."""
-    step = max(1, masks.shape[-1] // PIXELS)
-    raster = masks.shape[-1] // step
-    return masks[:, step // 2 :: step, step // 2 :: step][:, :raster, :raster]
-
-
 def _maps(
     compositions: Sequence[Composition], sat: Mapping[Composition, Distances], kind: str, side: int
 ) -> np.ndarray:
     """The mean (M, raster, raster) of compositions' maps of the samples of a kind, as a detector merges them."""
-    step = max(1, side // PIXELS)
-    grids = [grown(Scale.of(sat[c].good).apply(sat[c].samples[kind]), c, side, side // step) for c in compositions]
-    return gaussian_blur(sum(grids[1:], grids[0]) / len(grids), BLUR / step)[:, 0].numpy()
+    raster = side // step_of(side)
+    grids = [grown(Scale.of(sat[c].good).apply(sat[c].samples[kind]), c, side, raster) for c in compositions]
+    return coarse_maps(sum(grids[1:], grids[0]) / len(grids), side)
 
 
 def _found(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from torch import Tensor
 
 from components.density.gaussian import GaussianDensity, Scorer
 from components.detection.detector import Composition, CopyKind, arrange, gaussian_blur, grown, image_scores
@@ -16,6 +17,7 @@ from components.detection.feature_bank import FeatureBank, Features
 from components.evaluation.metrics import auroc, pixel_auroc
 
 PIXELS = 64
+BLUR = 4.0  # of maps, in pixels of the image
 MOST_FITTED = 400
 POOLED_MARGIN = 0.03
 
@@ -219,10 +221,25 @@ def auroc_of(good: np.ndarray, bad: np.ndarray) -> float:
 def _pixel_auroc(distances: np.ndarray, masks: np.ndarray, composition: Composition) -> float:
     """Pixel AUROC on a coarse raster, which ranks compositions as the full one does at a small part of its cost."""
     side = masks.shape[-1]
-    step = max(1, side // PIXELS)
-    raster = side // step
-    smooth = gaussian_blur(grown(distances, composition, side, raster), 4.0 / step)[:, 0].numpy()
-    return pixel_auroc(masks[:, step // 2 :: step, step // 2 :: step][:, :raster, :raster], smooth) or 0.0
+    grids = grown(distances, composition, side, side // step_of(side))
+    return pixel_auroc(coarse_masks(masks), coarse_maps(grids, side)) or 0.0
+
+
+def step_of(side: int) -> int:
+    """How many pixels of an image apart the points of the exam's raster are."""
+    return max(1, side // PIXELS)
+
+
+def coarse_masks(masks: np.ndarray) -> np.ndarray:
+    """Masks (M, S, S) on the exam's raster."""
+    step = step_of(masks.shape[-1])
+    raster = masks.shape[-1] // step
+    return masks[:, step // 2 :: step, step // 2 :: step][:, :raster, :raster]
+
+
+def coarse_maps(grids: Tensor, side: int) -> np.ndarray:
+    """Maps (M, raster, raster) of grids (M, 1, raster, raster) of images of this side, blurred as anomaly maps are."""
+    return gaussian_blur(grids, BLUR / step_of(side))[:, 0].numpy()
 
 
 def best(marks: Sequence[Mark], count: int, *, by: str) -> list[Composition]:

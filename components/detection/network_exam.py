@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from components.detection.detector import Detector
+from components.detection.exam import auroc_of
 from components.detection.network_part import NetworkPart
-from components.evaluation.metrics import auroc, pixel_auroc
+from components.evaluation.metrics import pixel_auroc
 from components.foundation.params import Params, ViewParams
 from components.learning.decoder import MapNetwork
 from components.synthesis.prepared import Prepared
@@ -48,8 +49,7 @@ def examine_detector(detector: Detector, prepared: Prepared) -> ExamMark:
         if kind in TRAINED_ON or not len(changed):
             continue
         scores, maps = detector.score(np.asarray(samples[changed]))
-        labels = np.repeat([False, True], [len(good), len(scores)])
-        images[kind] = auroc(labels, np.concatenate([good, scores])) or 0.0
+        images[kind] = auroc_of(good, scores)
         coarse = slice(RASTER // 2, None, RASTER)
         pixels[kind] = pixel_auroc(masks[changed][:, coarse, coarse], maps[:, coarse, coarse]) or 0.0
     return ExamMark(_mean(images), _mean(pixels), images)

@@ -20,13 +20,13 @@ from components.evaluation.map_range import map_range
 from components.foundation.params import Params, ViewParams
 from components.images.tensors import as_tensor
 from components.learning.decoder import MapNetwork, load_network
-from components.synthesis.methods import HYBRID, NETWORK, serves_network
+from components.synthesis.methods import HYBRID, NETWORK
 from components.synthesis.prepared import Prepared, batches
 
 
-def open_network(folder: Path, params: Params) -> MapNetwork | None:
-    """The network that the stage train left in its folder; None where the method has none."""
-    return load_network(folder / NETWORK) if serves_network(params.method) else None
+def open_network(folder: Path) -> MapNetwork | None:
+    """The network that the stage train left in its folder; None where it left none."""
+    return load_network(folder / NETWORK) if (folder / NETWORK).is_dir() else None
 
 
 @dataclass(frozen=True)

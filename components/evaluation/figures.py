@@ -123,9 +123,7 @@ def map_picture(
 
     image: (H, W, 3) uint8 RGB; anomaly_map: (h, w) float; mask: (H, W) bool or None; map_range: as in `map_gallery`.
     """
-    tile = _tile(image, LARGEST_TILE)
-    scale = map_range or _range_of([anomaly_map])
-    pair = [_outlined(tile, mask, image.shape[:2]), _overlaid(tile, anomaly_map, scale, image.shape[:2])]
+    pair = map_tiles(image, [anomaly_map], mask, [map_range], LARGEST_TILE)
     font = _font(22)
     picture = Image.new("RGB", (2 * LARGEST_TILE + GAP, LARGEST_TILE + 34), "white")
     for column, one in enumerate(pair):

@@ -58,6 +58,11 @@ def thumbnail(path: Path, limits: ImageLimits, side: int = THUMBNAIL) -> str | N
     except UserError:
         return None
     picture.thumbnail((side, side))
+    return jpeg_uri(picture)
+
+
+def jpeg_uri(picture: Image.Image) -> str:
+    """A picture as a JPEG in a data URI."""
     data = BytesIO()
     picture.save(data, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -53,7 +53,7 @@ def main(category: str, params: Params) -> None:
     refit = learns_held_out(prepared, params)
     plan = Plan.of(prepared, params, taught=choice.is_taught, refit=refit)
     served = fit_detector(choice, banks, prepared, params, heads, plan)
-    if network := open_network(places.encoder, params):
+    if network := open_network(places.encoder):
         apart = Plan.of(prepared, params, taught=True, refit=False)
         unseen = fit_detector(choice, banks, prepared, params, heads, apart).detector if refit else served.detector
         view = view_of(params.network, load_nsa_params(places.prepared)[1]["kind"], category)

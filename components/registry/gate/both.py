@@ -108,10 +108,11 @@ def score_both(
         rows = slice(start, start + len(batch))
         alike = {(capsule.bits, capsule.detector.size) for capsule in capsules}  # mostly one: decoded once then
         pixels = {(bits, size): _pixels(batch, size, limits.at_depth(bits)) for bits, size in alike}
+        marked = {size: [merged_mask(record.masks, size, limits) for record in batch] for size in {s for _, s in alike}}
         for model, capsule in enumerate(capsules):
             size = capsule.detector.size
             scores[model][rows], maps[model][rows] = capsule.score(pixels[capsule.bits, size])
-            masks[model][rows] = [merged_mask(record.masks, size, limits) for record in batch]
+            masks[model][rows] = marked[size]
     return Both(images, scores, maps, masks)
 
 

@@ -200,7 +200,7 @@ def weigh(
         delivery=_alarms(both, np.isin(np.arange(len(both.images)), both.rows("delivery")), capsules, gate.confidence),
         costs=costs,
         errors=case.errors,
-        stated_false_alarms=gate.false_alarms_per_1000 or 1000 * params.threshold.false_alarm_rate,
+        stated_false_alarms=_stated(params),
         stated_misses=gate.misses_per_1000,
     )
 
@@ -251,8 +251,12 @@ def _alarms(
 
 def _unseen(case: Case, costs: tuple[Cost, Cost], params: Params) -> Evidence:
     """The evidence where a model does not run: none but that."""
-    stated = params.gate.false_alarms_per_1000 or 1000 * params.threshold.false_alarm_rate
-    return Evidence([], "none", None, None, None, costs, case.errors, stated, params.gate.misses_per_1000)
+    return Evidence([], "none", None, None, None, costs, case.errors, _stated(params), params.gate.misses_per_1000)
+
+
+def _stated(params: Params) -> float:
+    """False alarms per 1000 that the plant bears, or else those that the threshold is to keep to."""
+    return params.gate.false_alarms_per_1000 or 1000 * params.threshold.false_alarm_rate
 
 
 def _told(

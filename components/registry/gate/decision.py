@@ -131,7 +131,7 @@ def decide(evidence: Evidence, gate: GateParams) -> Verdict:
     few = [one for one in evidence.figures if standings[_key(one)] == "few"]
     blind = few or evidence.source != "test"
     if blind:
-        reasons += [*_of_delivery(evidence, levels), *_of_few(few, evidence, gate)]
+        reasons += [*_of_delivery(evidence), *_of_few(few, evidence, gate)]
         asked = {reason.word for reason in reasons}
     word: Word = "reject" if "reject" in asked else "hold" if "hold" in asked else "promote"
     return _verdict(word, reasons, standings)
@@ -249,7 +249,7 @@ def _of_rates(evidence: Evidence, levels: Levels) -> Iterator[Reason]:
             yield Reason(word if more and not also else None, words + (", as the champion is" if also else ""))
 
 
-def _of_delivery(evidence: Evidence, levels: Levels) -> Iterator[Reason]:
+def _of_delivery(evidence: Evidence) -> Iterator[Reason]:
     """Images that were delivered as good and that the champion calls defective: where little else tells, a person's."""
     rates = evidence.delivery
     if rates is None or rates.champion.side_of(evidence.stated_false_alarms) != "beyond":

@@ -1,17 +1,14 @@
 """The verdict as one self-contained HTML page, for a large screen and for a phone."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from components.detection.capsule import Capsule
 from components.evaluation.figures import map_tiles
-from components.evaluation.report_page import HEAD, STYLE, page_template
+from components.evaluation.report_page import HEAD, STYLE, jpeg_uri, page_template
 from components.foundation.errors import printable
 from components.foundation.limits import ImageLimits
 from components.images.decode import read_image, resize_image
@@ -77,7 +74,7 @@ def render_first(
             "name": printable(names[screened.rows[place]]),
             "score": float(screened.scores[place]),
             "out": bool(screened.scores[place] > screened.limit),
-            "tiles": [_uri(t) for t in map_tiles(np.asarray(images[screened.rows[place]]), [screened.maps[place]],
+            "tiles": [jpeg_uri(t) for t in map_tiles(np.asarray(images[screened.rows[place]]), [screened.maps[place]],
                                                  None, [scale], TILE)],
         }
         for place in order
@@ -149,14 +146,8 @@ def _flip(flip: Flip, facts: Facts) -> dict[str, Any]:
     return {
         "name": printable(flip.name), "role": ROLES[flip.role], "kind": printable(kind), "words": flip.words,
         "champion": flip.champion, "challenger": flip.challenger, "tone": tone, "said": said,
-        "tiles": [_uri(tile) for tile in tiles],
+        "tiles": [jpeg_uri(tile) for tile in tiles],
     }  # fmt: skip
-
-
-def _uri(picture: Image.Image) -> str:
-    data = BytesIO()
-    picture.save(data, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
 _STYLE = """

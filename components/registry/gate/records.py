@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from components.foundation.errors import UserError
 from components.registry import promotion
-from components.registry.gate.comparison import Judged
+from components.registry.gate.comparison import PAGE, Judged
 from components.registry.versions import (
     CHALLENGER,
     aliases_of,
@@ -41,6 +41,7 @@ class Waiting:
         champion: the version that it was compared with; None where it is the first.
         summary: why the gate does not decide itself, or what it would have decided.
         page: where its page lies in this project.
+        key: of all that the verdict follows from.
     """
 
     category: str
@@ -48,6 +49,7 @@ class Waiting:
     champion: int | None
     summary: str
     page: Path
+    key: str
 
 
 def folder_of(category: str, number: int) -> Path:
@@ -66,7 +68,7 @@ def keep(category: str, number: int, judged: Judged, key: str, champion: int | N
         run_id = client.get_model_version(model_name(category), str(number)).run_id
         if run_id:
             client.log_artifacts(run_id, str(judged.folder), "gate")
-        _write_first_line(client, category, number, run_id or "", f"{FIRST_LINE}{state}: {summary}")
+        _write_first_line(client, category, number, f"{FIRST_LINE}{state}: {summary}")
         tags = {_STATE: state, _KEY: key, _CHAMPION: str(champion or ""), _SUMMARY: summary}
         for name, value in tags.items():
             client.set_model_version_tag(model_name(category), str(number), name, value)
@@ -85,16 +87,15 @@ def waiting(category: str) -> Waiting | None:
     if tags.get(_STATE) != WAITS:
         return None
     champion = tags.get(_CHAMPION, "")
-    page = folder_of(category, number) / "gate.html"
-    return Waiting(category, number, int(champion) if champion else None, tags.get(_SUMMARY, ""), page)
+    page = folder_of(category, number) / PAGE
+    compared = int(champion) if champion else None
+    return Waiting(category, number, compared, tags.get(_SUMMARY, ""), page, tags.get(_KEY, ""))
 
 
 def waits_with(category: str, number: int, key: str) -> bool:
     """Whether a version waits for a person with a verdict that follows from the same as `key` does."""
-    with server_errors_explained():
-        tags = connect()[0].get_model_version(model_name(category), str(number)).tags
     found = waiting(category)
-    return found is not None and found.number == number and tags.get(_KEY) == key
+    return found is not None and found.number == number and found.key == key
 
 
 def answer(category: str, number: int, decision: Decision, reason: str, who: str = "") -> None:
@@ -116,9 +117,8 @@ def answer(category: str, number: int, decision: Decision, reason: str, who: str
         said = "rejected by a person"
     with server_errors_explained():
         client, _ = connect()
-        run_id = client.get_model_version(model_name(category), str(number)).run_id or ""
         client.set_model_version_tag(model_name(category), str(number), _STATE, said)
-        _write_first_line(client, category, number, run_id, f"{FIRST_LINE}{said}: {reason}")
+        _write_first_line(client, category, number, f"{FIRST_LINE}{said}: {reason}")
 
 
 def all_waiting(categories: Sequence[str]) -> list[Waiting]:
@@ -132,9 +132,9 @@ def with_first_line(note: str, line: str) -> str:
     return f"{line}\n\n{rest}".strip()
 
 
-def _write_first_line(client: "MlflowClient", category: str, number: int, run_id: str, line: str) -> None:
+def _write_first_line(client: "MlflowClient", category: str, number: int, line: str) -> None:
     found = client.get_model_version(model_name(category), str(number))
     client.update_model_version(model_name(category), str(number), with_first_line(found.description or "", line))
-    if run_id:
-        note = client.get_run(run_id).data.tags.get(NOTE, "")
-        client.set_tag(run_id, NOTE, with_first_line(note, line))
+    if found.run_id:
+        note = client.get_run(found.run_id).data.tags.get(NOTE, "")
+        client.set_tag(found.run_id, NOTE, with_first_line(note, line))
