@@ -9,10 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from components.foundation.dvc_digests import digest_of_images
-from components.foundation.dvc_digests import md5_bytes as md5_bytes
-from components.foundation.dvc_digests import md5_file as md5_file
-from components.foundation.dvc_digests import md5_files as md5_files
+from components.foundation.dvc_digests import digest_of_images, md5_files
 from components.foundation.errors import UserError, printable
 from components.foundation.files import copy_file
 from components.foundation.limits import ImageLimits
@@ -221,7 +218,12 @@ def move_in(staging: Path, folder: Path, goes: Sequence[str] = ()) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (staging / name).rename(folder / name)
     shutil.rmtree(staging)
-    for path in [folder / name for name in goes if Path(name) not in moved]:
+    remove_files(folder, [name for name in goes if Path(name) not in moved])
+
+
+def remove_files(folder: Path, names: Iterable[str]) -> None:
+    """Remove these files of `folder`, as far as they are there, with the folders that this leaves empty."""
+    for path in (folder / name for name in names):
         path.unlink(missing_ok=True)
         with suppress(OSError):
             path.parent.rmdir()  # an empty folder of masks would count as the masks of its image

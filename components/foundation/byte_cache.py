@@ -53,13 +53,16 @@ class ByteCache:
             self._tried(lambda file: self._write(file, values), None, makes=True)
 
     def forget(self, owners: Iterable[str]) -> None:
-        """Drop all that belongs to these owners, from the file too."""
+        """Drop all that belongs to these owners, from the file too; all there is where the file is of no use now."""
 
-        def drop(file: sqlite3.Connection) -> None:
+        def drop(file: sqlite3.Connection) -> bool:
             for owner in owners:
                 self._drop(file, [row for (row,) in file.execute("SELECT id FROM entries WHERE owner = ?", (owner,))])
+            return True
 
-        self._tried(drop, None, makes=False)
+        if not self._tried(drop, False, makes=False):
+            self.close()
+            self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let the file go; it is opened again when it is needed."""

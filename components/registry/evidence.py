@@ -99,13 +99,18 @@ def folder_of(category: str) -> Path:
     return FOLDER / category
 
 
+def dvc_file_of(category: str) -> Path:
+    """DVC's file on a category's evidence."""
+    return folder_of(category).with_name(f"{category}.dvc")
+
+
 def list_evidence(category: str) -> list[Evidence]:
     """All evidence of a category, the oldest first; none where there is none.
 
     Raises UserError for a damaged record, and where the folder is not as its .dvc file says, as in a fresh clone.
     """
     folder = folder_of(category)
-    if not folder.is_dir() and folder.with_name(f"{category}.dvc").is_file():
+    if not folder.is_dir() and dvc_file_of(category).is_file():
         raise UserError(f"The evidence of {category} is not here: fetch it with `flawline data pull {category}`.")
     return sorted((_read(path) for path in folder.glob(f"*{_RECORD}")), key=lambda one: (one.when, one.digest))
 

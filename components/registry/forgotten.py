@@ -7,6 +7,7 @@ keeps them from coming back.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from components.foundation.errors import UserError
 from components.foundation.files import is_digest, read_json, sha256_file, write_json
@@ -31,6 +32,11 @@ class Forgotten:
     when: str
     erased: tuple[str, ...] = ()
 
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> "Forgotten":
+        """The inverse of `dataclasses.asdict`, after a way through JSON."""
+        return cls(**{**entry, "erased": tuple(entry["erased"])})
+
 
 def record_of(root: Path, category: str) -> Path:
     """Where the record of a category is, whose images lie in `root/CATEGORY`."""
@@ -42,7 +48,7 @@ def list_forgotten(record: Path) -> dict[str, Forgotten]:
     if not record.is_file():
         return {}
     try:
-        found = [Forgotten(**{**entry, "erased": tuple(entry["erased"])}) for entry in read_json(record)]
+        found = [Forgotten.from_json(entry) for entry in read_json(record)]
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"The record {record} is damaged: restore it with `git checkout {record}`.") from error
     if not all(is_digest(one.digest) for one in found):

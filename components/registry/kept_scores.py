@@ -4,7 +4,7 @@ A score follows from the capsule and the file's bytes, so `.flawline/scores/CAPS
 no part of what is computed, and may be removed at any time.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,6 +30,14 @@ def scores_of(capsule: Path, digest: str, paths: Sequence[Path], limits: ImageLi
         known |= dict(_scored(load_capsule(capsule), missing, limits))
         write_json(FOLDER / f"{digest}.json", known)
     return [known[image] for image in images]
+
+
+def forget_scores(images: Collection[str]) -> None:
+    """Drop the scores of images by the digests of their files, whatever the capsule."""
+    for path in FOLDER.glob("*.json"):
+        known = _known(path.stem)
+        if not known.keys().isdisjoint(images):
+            write_json(path, {image: score for image, score in known.items() if image not in images})
 
 
 def _known(digest: str) -> dict[str, float]:

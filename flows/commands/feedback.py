@@ -70,18 +70,19 @@ def evidence_words(category: str, number: int | None = None) -> str:
 
 def categories_with_evidence(known: Sequence[str]) -> list[str]:
     """Those of the categories for which anything was kept."""
-    from components.registry.evidence import folder_of
+    from components.registry.evidence import dvc_file_of
 
-    return [name for name in known if folder_of(name).with_name(f"{name}.dvc").is_file()]
+    return [name for name in known if dvc_file_of(name).is_file()]
 
 
 def _verdict(category: str, image: Path) -> dict[str, Any]:
     """The champion's, as `flawline score` says it; empty where the category has no champion."""
     from components.registry.versions import champion
-    from flows.commands.scoring import score_images
 
     if champion(category) is None:
         return {}
+    from flows.commands.scoring import score_images  # which needs torch
+
     scored = score_images([image], category, "champion", None)
     scored.check()
     (row,) = scored.rows

@@ -1,7 +1,8 @@
 """Evidence under DVC: what a person has judged is kept in `evidence/CATEGORY`, and its `.dvc` file committed."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,20 @@ from components.foundation.errors import UserError
 from components.foundation.files import held_lock, sha256_file
 from components.foundation.params import load_params
 from components.images.dataset import list_category
-from components.registry.evidence import GOOD, Evidence, folder_of, keep_evidence, list_evidence, make_evidence
+from components.registry.evidence import (
+    GOOD,
+    Evidence,
+    dvc_file_of,
+    folder_of,
+    keep_evidence,
+    list_evidence,
+    make_evidence,
+)
 from components.registry.person import who_am_i
 from flows.data import git
 from flows.data.dvc_project import open_project, writing
 from flows.data.git import BusyError
-from flows.data.versions import LOCKS, digest_at, read_manifest, recorded_digest
+from flows.data.versions import LOCKS, digest_at, read_manifest, recorded_digest, whole_manifest
 
 WAIT = 60.0  # seconds, for another who keeps something at the same time
 
@@ -35,8 +44,7 @@ def keep(
         category, image, mask, limits, kind=kind, note=note, who=who_am_i(), when=when, verdict=verdict
     )
     git.check_committable()
-    busy = BusyError(f"Another process is keeping evidence of {category}: run this again when it has ended.")
-    with held_lock(LOCKS / f"evidence-{category}.lock", WAIT, busy), open_project() as repo:
+    with _one_writer(category, WAIT), open_project() as repo:
         _check_complete(repo, category)
         before = {one.digest: one for one in list_evidence(category)}.get(made.digest)
         if before is None or _says_other(before, made, mask):
@@ -45,9 +53,9 @@ def keep(
 
 
 def files_of(repo: Any, category: str, digests: Collection[str]) -> dict[str, str]:
-    """The files that the evidence holds of these images: name to MD5."""
-    known = digest_at("HEAD", folder_of(category).with_name(f"{category}.dvc"))
-    manifest = (read_manifest(repo, known) or {}) if known else {}
+    """The files that the evidence holds of these images: name to MD5. UserError where their list is nowhere."""
+    known = digest_at("HEAD", dvc_file_of(category))
+    manifest = whole_manifest(repo, known) if known else {}
     return {name: md5 for name, md5 in manifest.items() if name.partition(".")[0] in digests}
 
 
@@ -57,13 +65,12 @@ def drop(repo: Any, category: str, digests: Collection[str]) -> None:
     gone = files_of(repo, category, digests)
     if not gone:
         return
-    busy = BusyError(f"Another process is keeping evidence of {category}: run this again when it has ended.")
-    with held_lock(LOCKS / f"evidence-{category}.lock", 0, busy), writing(repo, folder):
+    with _one_writer(category, 0), writing(repo, folder):
+        _check_complete(repo, category, without=gone)
         for name in gone:
             (folder / name).unlink(missing_ok=True)
         repo.add(os.fspath(folder))
-    dvc_file = folder.with_name(f"{category}.dvc").as_posix()
-    git.commit([dvc_file], f"Evidence of {category}: without what was forgotten")
+    git.commit([dvc_file_of(category).as_posix()], f"Evidence of {category}: without what was forgotten")
 
 
 def learned_as(category: str, image: Path) -> str:
@@ -84,20 +91,31 @@ def _says_other(before: Evidence, made: Evidence, mask: Path | None) -> bool:
     return (before.kind, before.note, before.mask) != (made.kind, made.note, made.mask)
 
 
-def _check_complete(repo: Any, category: str) -> None:
-    """Raise UserError where files of the last version are missing here: a commit would drop them unseen."""
+@contextmanager
+def _one_writer(category: str, seconds: float) -> Iterator[None]:
+    """One process at a time changes the evidence of a category; BusyError where another does for so long."""
+    busy = BusyError(f"Another process is keeping evidence of {category}: run this again when it has ended.")
+    with held_lock(LOCKS / f"evidence-{category}.lock", seconds, busy):
+        yield
+
+
+def _check_complete(repo: Any, category: str, without: Collection[str] = ()) -> None:
+    """Raise UserError where files of the last version are missing here: a commit would drop them unseen.
+
+    without: names of files that are to go.
+    """
     folder = folder_of(category)
-    digest = digest_at("HEAD", folder.with_name(f"{category}.dvc"))
+    digest = digest_at("HEAD", dvc_file_of(category))
     if digest is None:
         return
     manifest = read_manifest(repo, digest)
-    if manifest is None or not all((folder / name).is_file() for name in manifest):
+    if manifest is None or not all((folder / name).is_file() for name in manifest.keys() - set(without)):
         raise UserError(f"Not all evidence of {category} is here: fetch it with `flawline data pull {category}`.")
 
 
 def _commit(repo: Any, category: str, made: Evidence, is_known: bool) -> str:
     folder = folder_of(category)
-    path = folder.with_name(f"{category}.dvc")
+    path = dvc_file_of(category)
     with writing(repo, folder):
         repo.add(os.fspath(folder))
     if recorded_digest(path.read_bytes()) == digest_at("HEAD", path):

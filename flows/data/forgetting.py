@@ -4,13 +4,13 @@ What is to be done is written down first, and carried out from that: killed anyw
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from components.arrivals.delivery import facts_cache
 from components.data import version as data_version
 from components.data.version import Difference
 from components.foundation.byte_cache import ByteCache
@@ -19,7 +19,7 @@ from components.foundation.files import is_digest, read_json, sha256_file, write
 from components.foundation.params import Params
 from components.foundation.places import KNOWN
 from components.images.dataset import ImageRecord, list_records
-from components.registry.evidence import folder_of
+from components.registry.evidence import FOLDER
 from components.registry.forgotten import Forgotten, add_forgotten, record_of
 from components.registry.person import who_am_i
 from flows.data import git
@@ -27,7 +27,7 @@ from flows.data.dvc_project import hashed_files, writing
 from flows.data.evidence import drop as drop_evidence
 from flows.data.evidence import files_of as evidence_files
 from flows.data.stores import DvcStore, cache_store, remote_store
-from flows.data.versions import category_folder, commit_present, digest_at, opened, read_manifest
+from flows.data.versions import category_folder, commit_present, digest_at, opened, whole_manifest
 
 PLANS = Path(".flawline/forgetting")
 FEWEST_SIGNS = 8  # of a digest, by which an image may be named
@@ -90,7 +90,7 @@ def forget(category: str, images: Sequence[str | Path], reason: str, *, erase: b
         if done and not images:
             return done
         _check_unchanged(repo, category, folder, version)
-        plan = _make_plan(repo, folder, images, reason, erase)
+        plan = _make_plan(repo, folder, version, images, reason, erase)
         write_json(_plan_path(category), {"images": [asdict(one) for one in plan.images], "files": dict(plan.files)})
         return _carry_out(repo, category, params, version, plan)
 
@@ -100,10 +100,7 @@ def _carry_out(repo: Any, category: str, params: Params, version: data_version.M
     record = record_of(folder.parent, category)
     add_forgotten(record, plan.images)
     with writing(repo, folder):
-        for name in plan.files:
-            (folder / name).unlink(missing_ok=True)
-            with suppress(OSError):
-                (folder / name).parent.rmdir()  # an empty folder of masks would count as the masks of its image
+        data_version.remove_files(folder, plan.files)
         note = "\n".join(f"Forgotten: {one.digest} ({one.reason})" for one in plan.images)
         made = commit_present(repo, category, params, version, [], note, also=[record.as_posix()])
     commit, message = made.commit, made.message
@@ -115,16 +112,27 @@ def _carry_out(repo: Any, category: str, params: Params, version: data_version.M
     return Forgot(category, plan.images, tuple(plan.files), commit, message, made.difference, erased, kept)
 
 
-def _make_plan(repo: Any, folder: Path, images: Sequence[str | Path], reason: str, erase: bool) -> Plan:
+def _make_plan(
+    repo: Any,
+    folder: Path,
+    version: data_version.Manifest,
+    images: Sequence[str | Path],
+    reason: str,
+    erase: bool,
+) -> Plan:
+    """version: what lies in the folder, name to MD5."""
     records = list_records(folder)
     chosen = {sha256_file(record.path): record for record in (_found(image, folder, records) for image in images)}
+    digest_of = {version[record.name]: digest for digest, record in chosen.items()}
     files: dict[str, dict[str, str]] = {digest: {} for digest in chosen}
     for record in records:
-        if _has_size_of(record, chosen.values()) and (own := files.get(sha256_file(record.path))) is not None:
-            paths = (record.path, *record.masks)
-            own |= {path.relative_to(folder).as_posix(): data_version.md5_file(path) for path in paths}
+        if digest := digest_of.get(version.get(record.name, "")):
+            names = [path.relative_to(folder).as_posix() for path in (record.path, *record.masks)]
+            files[digest] |= {name: version[name] for name in names}
+    gone = {digest: set(own.values()) for digest, own in files.items()}
+    for name, md5 in evidence_files(repo, folder.name, gone).items() if erase else ():
+        gone[name.partition(".")[0]].add(md5)
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    gone = {d: {*own.values(), *evidence_files(repo, folder.name, [d]).values()} for d, own in files.items()}
     entries = tuple(
         Forgotten(digest, reason, who_am_i(), when, tuple(sorted(gone[digest])) if erase else ()) for digest in chosen
     )
@@ -146,10 +154,6 @@ def _found(image: str | Path, folder: Path, records: Sequence[ImageRecord]) -> I
         f"{text} is no image of {folder.name}: give its path, its name in the category (such as train/good/001.png), "
         f"or the first {FEWEST_SIGNS} or more digits of its SHA-256."
     )
-
-
-def _has_size_of(record: ImageRecord, chosen: Iterable[ImageRecord]) -> bool:
-    return record.path.stat().st_size in {one.path.stat().st_size for one in chosen}
 
 
 def _is_in(plan: Plan, image: str | Path, folder: Path) -> bool:
@@ -178,22 +182,24 @@ def _erase(repo: Any, category: str, params: Params, plan: Plan) -> tuple[int, t
     kept = tuple(name for name, md5 in plan.files.items() if md5 in needed)
     stores: list[DvcStore | None] = [cache_store(repo), remote_store(repo)]
     erased = sum(store.remove(md5) for store in stores if store for md5 in sorted(gone - needed))
-    (Path(".flawline/ingest") / category / "facts.json").unlink(missing_ok=True)
+    facts_cache(category).unlink(missing_ok=True)
     ByteCache(KNOWN, params.cache.max_bytes).forget(digests)
-    for path in Path(".flawline/scores").glob("*.json"):
-        with suppress(ValueError):
-            known = read_json(path)
-            write_json(path, {image: score for image, score in known.items() if image not in digests})
+    from components.registry.kept_scores import forget_scores  # which needs torch
+
+    forget_scores(digests)
     return erased, kept
 
 
 def _present_objects(repo: Any, params: Params) -> set[str]:
-    """The MD5 of every file of the present versions of all categories and their evidence."""
+    """The MD5 of every file of the present versions of all categories and their evidence.
+
+    UserError where one's list of files is nowhere: what it needs is not known then.
+    """
     needed: set[str] = set()
-    for root in (Path(params.data.root), folder_of("any").parent):
+    for root in (Path(params.data.root), FOLDER):
         for path in root.glob("*.dvc"):
             digest = digest_at("HEAD", path)
-            needed.update((read_manifest(repo, digest) or {}).values() if digest else ())
+            needed.update(whole_manifest(repo, digest).values() if digest else ())
     return needed
 
 
@@ -206,5 +212,4 @@ def _read_plan(category: str) -> Plan | None:
     if not path.is_file():
         return None
     content = read_json(path)
-    images = tuple(Forgotten(**{**one, "erased": tuple(one["erased"])}) for one in content["images"])
-    return Plan(images, content["files"])
+    return Plan(tuple(Forgotten.from_json(one) for one in content["images"]), content["files"])

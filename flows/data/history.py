@@ -18,8 +18,8 @@ from components.images.known_depth import with_depth
 from components.registry.forgotten import list_forgotten, record_of
 from flows.data import git
 from flows.data.dvc_project import open_project
-from flows.data.stores import CACHE, cache_store, read_object, remote_store
-from flows.data.versions import digest_at, dvc_file, read_manifest, recorded_digest
+from flows.data.stores import CACHE, cache_store, remote_store, whole_object
+from flows.data.versions import digest_at, dvc_file, read_manifest, recorded_digest, whole_manifest
 
 ALL = ("--exclude=refs/stash", "--exclude=refs/notes/*", "--all")  # what a person put by is no version
 THREADS = 8  # waiting for disk and network, not computing
@@ -107,14 +107,14 @@ def diff_versions(
                 raise UserError(f"Neither {old} nor {new} holds a version of {category}: check the name.")
             if digests[0] == digests[1]:
                 continue
-            before, after = (_manifest(repo, digest) if digest else {} for digest in digests)
+            before, after = (whole_manifest(repo, digest) if digest else {} for digest in digests)
             difference = data_version.compare(before, after)
             path = _sheet_path(sheet, name, one_only=category is not None) if sheet and difference else None
             if path:
                 pictures = shown_objects(difference, before, after)
                 title = f"{name}: {old} to {new}"
                 limits = with_depth(params, name).limits.image_limits()
-                draw_sheet(pictures, lambda oid: _bytes(repo, oid), limits, path, title)
+                draw_sheet(pictures, lambda oid: whole_object(repo, oid), limits, path, title)
             found.append((name, difference, path))
     return found
 
@@ -207,20 +207,6 @@ def _versions(repo: Any, category: str, params: Params) -> Iterable[Version]:
         images = sum(counts.values()) if counts is not None else None
         learned = data_version.learned_digest(manifest) if manifest is not None else None
         yield Version(category, commit, date, subject, images, good, digest, learned, commit in chosen)
-
-
-def _manifest(repo: Any, digest: str) -> dict[str, str]:
-    return data_version.parse_manifest(_bytes(repo, digest))
-
-
-def _bytes(repo: Any, oid: str) -> bytes:
-    data = read_object(repo, oid)
-    if data is None:
-        raise UserError(
-            f"Neither the cache nor the remote holds the object {oid} whole: `flawline data verify --repair` says what "
-            "can be mended."
-        )
-    return data
 
 
 def _sheet_path(sheet: Path, category: str, *, one_only: bool) -> Path:

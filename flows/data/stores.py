@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
 from components.data.integrity import Store, transfer
+from components.foundation.dvc_digests import md5_bytes, md5_file
 from components.foundation.errors import UserError
 from components.foundation.files import write_bytes
 from components.foundation.network import check_s3
@@ -83,8 +84,6 @@ def remote_store(repo: Any) -> DvcStore | None:
 
 def read_object(repo: Any, oid: str) -> bytes | None:
     """An object's bytes from the cache, or else fetched from the remote into it; None where neither has it whole."""
-    from components.data.version import md5_bytes
-
     path = Path(repo.cache.local.oid_to_path(oid))
     if not path.is_file() or md5_bytes(path.read_bytes()) != oid[:32]:
         remote: Store | None = remote_store(repo)
@@ -93,14 +92,23 @@ def read_object(repo: Any, oid: str) -> bytes | None:
     return path.read_bytes()
 
 
+def whole_object(repo: Any, oid: str) -> bytes:
+    """`read_object`; UserError where neither store has it whole."""
+    data = read_object(repo, oid)
+    if data is None:
+        raise UserError(
+            f"Neither the cache nor the remote holds the object {oid} whole: `flawline data verify --repair` says what "
+            "can be mended."
+        )
+    return data
+
+
 def mend_cache(repo: Any, files: Mapping[str, str]) -> tuple[str, ...]:
     """Look at these files' objects (name to digest), and mend those of the cache that do not have their bytes.
 
     Edited in place, a file that was a hard link into the cache took the object with it, and DVC believes the object.
     It is fetched again, or else removed where its bytes are another object's too. Returns the names of what is lost.
     """
-    from components.data.version import md5_file
-
     lost = []
     for name, oid in files.items():
         path = Path(repo.cache.local.oid_to_path(oid))

@@ -16,6 +16,7 @@ import yaml
 
 from components.data import version as data_version
 from components.data.version import Difference, Placement
+from components.foundation.dvc_digests import md5_bytes, md5_file, md5_files
 from components.foundation.errors import UserError
 from components.foundation.files import held_lock
 from components.foundation.names import check_category_name
@@ -28,7 +29,7 @@ from flows.data import git
 from flows.data.dvc_project import hashed_files, open_project, writing
 from flows.data.git import BusyError
 from flows.data.settings import data_values, edit_params, edited_text
-from flows.data.stores import mend_cache, separate_files
+from flows.data.stores import mend_cache, separate_files, whole_object
 
 LOCKS = Path(".flawline/locks")
 PARAMS = "params.yaml"
@@ -96,7 +97,7 @@ def commit_images(
     with opened(category, root) as (repo, folder, params, version):
         check_not_forgotten(record_of(folder.parent, category), records)
         present = data_version.current_manifest(folder, version, params.threads)
-        digests = data_version.md5_files([record.path for record in records], params.threads)
+        digests = md5_files([record.path for record in records], params.threads)
         placements = _plan(records, digests, folder, version, present, params.threads)
         _check_complete(category, version, present, placements)
         goes = data_version.replaced_files(placements, present)
@@ -169,9 +170,14 @@ def read_manifest(repo: Any, digest: str) -> dict[str, str] | None:
     path = Path(repo.cache.local.oid_to_path(digest))
     try:
         data = path.read_bytes()
-        return data_version.parse_manifest(data) if data_version.md5_bytes(data) == digest[:32] else None
+        return data_version.parse_manifest(data) if md5_bytes(data) == digest[:32] else None
     except (FileNotFoundError, ValueError):
         return None
+
+
+def whole_manifest(repo: Any, digest: str) -> dict[str, str]:
+    """The files of a version by its digest, from DVC's cache or else its remote; UserError where neither has it."""
+    return data_version.parse_manifest(whole_object(repo, digest))
 
 
 @contextmanager
@@ -249,7 +255,7 @@ def _plan(
 ) -> list[Placement]:
     """What becomes of each offered image and its masks."""
     masks = [mask for record in records for mask in record.masks]
-    mask_digests = dict(zip(masks, data_version.md5_files(masks, threads), strict=True))
+    mask_digests = dict(zip(masks, md5_files(masks, threads), strict=True))
     there = {record.name: record for record in list_records(folder)}
     return data_version.plan_placements(records, digests, version, present, there, mask_digests)
 
@@ -274,7 +280,7 @@ def _check_complete(
 def _check_unchanged(folder: Path, names: Sequence[str], version: data_version.Manifest) -> None:
     """Raise UserError where one of these files was changed by hand since its version: that would be lost."""
     for name in names:
-        if name in version and data_version.md5_file(folder / name) != version[name]:
+        if name in version and md5_file(folder / name) != version[name]:
             raise UserError(
                 f"{folder / name} would be replaced, but was changed by hand: commit that first with `flawline data "
                 f"add {folder}`, or undo it."

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from components.data import version as data_version
 from components.data.difference_sheet import MAX_SHOWN, shown_objects
 from components.data.version import Difference, compare, count_images, count_words, plan_placements
+from components.foundation.dvc_digests import md5_file
 from components.foundation.errors import UserError
 from components.foundation.limits import ImageLimits
 from components.images.dataset import ImageRecord
@@ -119,7 +120,7 @@ def test_a_mask_of_another_size_is_named(tmp_path: Path) -> None:
 def test_masks_follow_a_renamed_image(tmp_path: Path) -> None:
     write_category(tmp_path / "bolt", seed=0, defects=1, train=1)
     record = next(one for one in data_version.list_offered(tmp_path / "bolt") if one.masks)
-    digest = data_version.md5_file(record.path)
+    digest = md5_file(record.path)
     placements = plan_placements([record], [digest], {}, {"test/blob/000.png": "0" * 32})
     data_version.stage_copies(placements, tmp_path / "staging")
     data_version.move_in(tmp_path / "staging", tmp_path / "folder")

@@ -21,6 +21,10 @@ FOLDER, RECORD = Path("data/tiny/widget"), Path("data/tiny/widget.forgotten.json
 GONE = "train/good/003.png"
 
 
+def object_named(digest: str) -> Path:
+    return Path(".dvc/cache/files/md5") / digest[:2] / digest[2:]
+
+
 def object_of(data: bytes, store: str = ".dvc/cache") -> Path:
     name = md5(data, usedforsecurity=False).hexdigest()
     return Path(store) / "files/md5" / name[:2] / name[2:]
@@ -118,6 +122,32 @@ def test_bytes_that_another_file_needs_are_kept(git_project: Project) -> None:
     done = forget("widget", [GONE], "wrong", erase=True)
     assert (done.erased, done.kept) == (0, (GONE,))
     assert object_of(data).is_file()
+
+
+def test_nothing_is_erased_where_it_is_not_known_what_others_need(git_project: Project) -> None:
+    """As in a clone that has fetched one category only."""
+    data = (FOLDER / GONE).read_bytes()
+    Path("data/tiny/gadget/train/good/same.png").write_bytes(data)
+    listed = object_named(commit_folder("gadget").digest)
+    commit_folder("widget")
+    listed.rename("aside")
+    with pytest.raises(UserError, match="Neither the cache nor the remote holds the object"):
+        forget("widget", [GONE], "wrong", erase=True)
+    assert object_of(data).read_bytes() == data
+    Path("aside").rename(listed)
+    done = forget("widget", [], "")  # what was begun is ended
+    assert (done.erased, done.kept) == (0, (GONE,))
+
+
+def test_evidence_of_which_the_list_is_nowhere_is_not_passed_over(git_project: Project) -> None:
+    commit_folder("widget")
+    keep("widget", FOLDER / "test/good/000.png", None, kind="good", note="", verdict={})
+    digest = digest_at("HEAD", Path("evidence/widget.dvc"))
+    assert digest
+    object_named(digest).unlink()
+    with pytest.raises(UserError, match="Neither the cache nor the remote holds the object"):
+        forget("widget", ["test/good/000.png"], "a person is in it", erase=True)
+    assert (FOLDER / "test/good/000.png").is_file()
 
 
 @pytest.mark.parametrize("at", ["commit_present", "_erase"])

@@ -119,6 +119,8 @@ def test_what_is_forgotten_is_not_in_the_file(path: Path) -> None:
     cache.forget(["gone", "unknown"])
     assert cache.read(["a", "b"]) == {"b": b"other" * 5000}
     assert b"secret" not in path.read_bytes()
+    ByteCache(path, 0).forget(["b"])  # nothing is kept any more, but the file of earlier runs is there
+    assert not path.exists()
 
 
 def _fill(path: Path, start: int) -> None:
