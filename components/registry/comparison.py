@@ -7,15 +7,15 @@ the figures are worth, with their intervals, the gate says.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from components.detection.capsule import read_card
+from components.detection.capsule import read_card, read_roles
 from components.foundation.limits import ImageLimits
 from components.foundation.making import differences
 from components.images.dataset import ImageRecord
 from components.images.identity import HELD_OUT, Roles, both_held_out, changes
 from components.registry.kept_scores import scores_of
-from components.registry.roles import version_roles
 from components.registry.threshold import ORIGIN, threshold_origin
 from components.registry.versions import Version, download_capsule, find_version
 
@@ -64,7 +64,8 @@ def compare_versions(
 ) -> Comparison:
     """Compare two versions; `records` are the images whose verdicts are compared, which neither should have learned."""
     first, second = (find_version(category, number) for number in numbers)
-    flips = tuple(_flips(first, second, records, limits)) if records else ()
+    folders = [download_capsule(category, number) for number in numbers]
+    flips = tuple(_flips((first, second), folders, records, limits)) if records else ()
     return Comparison(
         first,
         second,
@@ -73,7 +74,7 @@ def compare_versions(
             (kind, first.by_kind.get(kind, {}), second.by_kind.get(kind, {}))
             for kind in sorted({*first.by_kind, *second.by_kind})
         ),
-        tuple(_made_of(first, second)),
+        tuple(_made_of(first, second, folders)),
         len(records),
         flips,
     )
@@ -83,7 +84,7 @@ def _names(*versions: Version) -> list[str]:
     return list(dict.fromkeys(name for version in versions for name in version.metrics))
 
 
-def _made_of(first: Version, second: Version) -> Iterator[tuple[str, str, str]]:
+def _made_of(first: Version, second: Version, capsules: Sequence[Path]) -> Iterator[tuple[str, str, str]]:
     """Data, threshold, parameters and libraries that differ."""
     facts = {
         "method": (first.method, second.method),
@@ -94,10 +95,10 @@ def _made_of(first: Version, second: Version) -> Iterator[tuple[str, str, str]]:
         "code commit": (first.commit[:10], second.commit[:10]),
     }
     yield from ((name, old or "–", new or "–") for name, (old, new) in facts.items() if old != new)
-    roles = version_roles(first), version_roles(second)
+    roles = [read_roles(folder) for folder in capsules]
     if roles[0] and roles[1]:
         yield from role_rows(roles[0], roles[1])
-    cards = [read_card(download_capsule(one.category, one.number)) for one in (first, second)]
+    cards = [read_card(folder) for folder in capsules]
     origins = [(threshold_origin(card) or {}).get("in_words") for card in cards]
     if origins[0] != origins[1]:
         yield "set later", _text(origins[0]), _text(origins[1])
@@ -122,11 +123,14 @@ def _text(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-def _flips(first: Version, second: Version, records: Sequence[ImageRecord], limits: ImageLimits) -> list[Flip]:
+def _flips(
+    versions: tuple[Version, Version], capsules: Sequence[Path], records: Sequence[ImageRecord], limits: ImageLimits
+) -> list[Flip]:
     """The images that only one of the two calls defective."""
+    first, second = versions
     paths = [record.path for record in records]
     found: list[tuple[float, Flip]] = []
-    scores = [scores_of(download_capsule(v.category, v.number), v.digest, paths, limits) for v in (first, second)]
+    scores = [scores_of(folder, one.digest, paths, limits) for one, folder in zip(versions, capsules, strict=True)]
     for record, one, other in zip(records, *scores, strict=True):
         alarms = one > first.threshold, other > second.threshold
         if alarms[0] != alarms[1]:

@@ -262,7 +262,7 @@ def download_capsule(category: str, which: str | int = CHAMPION) -> Path:
     folder = CAPSULES / digest
     lock = STATE / "locks" / f"capsule-{digest}.lock"
     with held_lock(lock, LOCK_SECONDS, UserError(f"Another process has fetched {folder} for long: end it.")):
-        if _capsule_fault(folder, digest):
+        if not is_whole_capsule(folder, digest):
             with server_errors_explained():
                 _fetch_capsule(connect()[0], category, number, digest, folder)
     return folder
@@ -556,15 +556,13 @@ def _is_own_registry() -> bool:
     return registry_uri() == database_uri(STATE.parent)
 
 
-def _capsule_fault(folder: Path, digest: str) -> str:
-    """What is wrong with a fetched capsule; empty where it is whole and the one with this digest."""
+def is_whole_capsule(folder: Path, digest: str) -> bool:
+    """Whether a folder holds the capsule with this digest, undamaged."""
     from components.detection.capsule import checked_card
 
-    try:
-        card = checked_card(folder)
-    except UserError as error:
-        return str(error)
-    return "" if card["digest"] == digest else f"The capsule at {folder} is another one."
+    with suppress(UserError):
+        return bool(checked_card(folder)["digest"] == digest)
+    return False
 
 
 def _fetch_capsule(client: "MlflowClient", category: str, number: int, digest: str, folder: Path) -> None:
@@ -575,7 +573,7 @@ def _fetch_capsule(client: "MlflowClient", category: str, number: int, digest: s
         stored = f"{place}/{_CAPSULE_PATH}"
         source = mlflow.artifacts.download_artifacts(stored, dst_path=scratch, tracking_uri=tracking_uri())
         shutil.copytree(source, beside, dirs_exist_ok=True)
-        if _capsule_fault(beside, digest):
+        if not is_whole_capsule(beside, digest):
             raise UserError(
                 f"The stored capsule of {category} version {number} is damaged, or not the one that was registered: "
                 f"put the files at {shown_uri(stored)} back from a copy, such as artifacts/{category}/capsule."

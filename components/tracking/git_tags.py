@@ -3,10 +3,6 @@
 import os
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 CODE_PATHS = ("components", "flows", "params.yaml", "dvc.yaml", "pyproject.toml", "requirements.lock")
 GIT_DIRTY = "flawline.git_dirty"

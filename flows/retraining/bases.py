@@ -3,18 +3,18 @@
 `python -m flows.retraining.bases CATEGORY` fetches it for a stage that DVC runs by itself.
 """
 
-import json
 import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from components.data.version import parse_manifest
 from components.foundation.errors import UserError
 from components.foundation.files import new_directory, read_json, write_bytes
 from components.foundation.params import Params, load_params
 from components.foundation.pin import Pin, read_pin, write_pin
-from components.foundation.places import CAPSULES, Places
+from components.foundation.places import Places
 from components.registry import versions as registry
 from components.stages.command import run_guarded
 from components.tracking.fingerprint import learned_digest
@@ -40,7 +40,7 @@ def settle(category: str, kind: str, params: Params) -> str:
         except UserError as error:
             words = f"everything is learned anew, as {error}"
         if pin and kind == AUTO and (share := changed_share(category, pin)) > params.retrain.update_share:
-            pin, words = None, f"everything is learned anew, as {share:.0%} of the images are new or gone"
+            pin, words = None, f"everything is learned anew, as the images have become more or fewer by {share:.0%}"
     if pin:
         fetch(category, pin)
         words = f"encoder and compositions of version {pin.version} are kept"
@@ -83,27 +83,27 @@ def champion_card(category: str) -> Mapping[str, Any]:
     """What the champion's capsule says of itself; UserError where there is no champion."""
     if registry.champion(category) is None:
         raise UserError("it has no champion yet")
-    from components.detection.capsule import checked_card
+    from components.detection.capsule import read_card
 
-    return checked_card(registry.download_capsule(category))
+    return read_card(registry.download_capsule(category))
 
 
 def changed_share(category: str, pin: Pin) -> float:
     """By what share of the last full training's good images there are more or fewer now."""
-    from components.detection.capsule import checked_card, read_roles
+    from components.detection.capsule import read_card, read_roles
     from components.detection.keeping import UPDATED
 
     folder = fetch(category, pin)
     roles = read_roles(folder)
     known = len(roles.digests) if roles else 0
-    full = int(checked_card(folder)["provenance"].get(UPDATED, {}).get("full_images", known))
+    full = int(read_card(folder)["provenance"].get(UPDATED, {}).get("full_images", known))
     now = len(read_json(Places(category).validation / "learned.json")["images"])
     return abs(now - full) / full if full else 1.0
 
 
 def fetch(category: str, pin: Pin) -> Path:
     """The folder of the kept version's capsule, checked; from the registry, or else by its commit from DVC's stores."""
-    if _is_whole(pin.folder, pin.capsule):
+    if registry.is_whole_capsule(pin.folder, pin.capsule):
         return pin.folder
     try:
         number, digest = registry.locate_capsule(category, pin.version)
@@ -115,7 +115,7 @@ def fetch(category: str, pin: Pin) -> Path:
     with new_directory(pin.folder) as beside:
         for name, data in content.items():
             write_bytes(beside / name, data)
-        if not _is_whole(beside, pin.capsule):
+        if not registry.is_whole_capsule(beside, pin.capsule):
             raise _lost(category, pin)
     return pin.folder
 
@@ -125,7 +125,7 @@ def bring(category: str, project: Path) -> None:
     pin = read_pin(category, project)
     if pin and not (project / pin.folder).is_dir():
         source = fetch(category, pin)
-        with new_directory(project / CAPSULES / pin.capsule) as beside:
+        with new_directory(project / pin.folder) as beside:
             shutil.copytree(source, beside, dirs_exist_ok=True)
 
 
@@ -138,7 +138,7 @@ def _stored_files(category: str, pin: Pin) -> dict[str, bytes]:
         manifest = read_object(repo, listed) if listed else None
         if manifest is None:
             raise _lost(category, pin)
-        found = {one["relpath"]: read_object(repo, one["md5"]) for one in json.loads(manifest)}
+        found = {name: read_object(repo, md5) for name, md5 in parse_manifest(manifest).items()}
     if None in found.values():
         raise _lost(category, pin)
     return {name: data for name, data in found.items() if data is not None}
@@ -150,15 +150,6 @@ def _lost(category: str, pin: Pin) -> UserError:
         f"compositions, is neither in the registry nor in DVC's cache or remote: fetch its commit with `git fetch`, or "
         f"run `flawline run {category}` to learn everything anew."
     )
-
-
-def _is_whole(folder: Path, digest: str) -> bool:
-    from components.detection.capsule import checked_card
-
-    try:
-        return bool(checked_card(folder)["digest"] == digest)
-    except UserError:
-        return False
 
 
 def main(category: str) -> None:

@@ -179,10 +179,11 @@ def _files(category: str, own: Mapping[str, str], params: Params) -> Files:
     here = lock_entries.read_entries(_content(Path(LOCK)))
     files: Files = {}
     entries = {**base, **own}
+    committed = {one[commits.LOCK] for one in commits.list_commits()}  # entries that are whole, and sent with theirs
     for other in sorted(categories_of(here) - {category}):
         theirs = of_category(here, other)
         metrics = Places(other).metrics
-        if _is_committed_state(other, theirs) and _is_current(metrics, theirs):
+        if entries_digest(theirs) in committed and _is_current(metrics, theirs):
             entries |= theirs
             kept = (metrics, Places(other).base)
             files |= {path.as_posix(): content for path in kept if (content := _content(path)) is not None}
@@ -199,11 +200,6 @@ def _order(*locks: Mapping[str, str]) -> list[str]:
 
 def _differs(path: str, content: bytes) -> bool:
     return git.read_at("HEAD", path) != content
-
-
-def _is_committed_state(category: str, entries: Mapping[str, str]) -> bool:
-    """Whether a version of another category has these very entries: they are whole then, and sent where hers are."""
-    return entries_digest(entries) in {one[commits.LOCK] for one in commits.list_commits(category)}
 
 
 def _is_current(metrics: Path, entries: Mapping[str, str]) -> bool:

@@ -13,7 +13,7 @@ from components.detection.calibration import Calibration, Plan, no_samples
 from components.detection.capsule import Capsule, load_capsule, save_capsule
 from components.detection.detector import Composition, Detector, Part, arrange
 from components.detection.network_exam import examine_detector, part_of
-from components.detection.network_fit import Baseline, Served, calibrated, with_network
+from components.detection.network_fit import Baseline, Served, calibrated, open_network, with_network
 from components.detection.network_part import NetworkPart
 from components.detection.scale import Scale
 from components.evaluation.map_range import map_range
@@ -21,7 +21,8 @@ from components.foundation.errors import UserError
 from components.foundation.params import BackboneParams, Params, ViewParams, parse_params
 from components.images.tensors import as_tensor
 from components.learning.backbone import build_encoder
-from components.learning.decoder import MapNetwork, build_decoder
+from components.learning.decoder import MapNetwork, build_decoder, save_network
+from components.synthesis.methods import NETWORK
 from components.synthesis.prepared import Prepared
 from tests.identified import roles_of
 
@@ -193,6 +194,14 @@ def test_a_network_that_is_worse_is_named_and_serves_only_where_it_shall(
     assert selection["encoder"] == ("pretrained" if keep == "exam" else "network")
     assert (found is baseline) == (keep == "exam")
     assert selection["held_out_marks"]["network"] == 0.0
+
+
+def test_a_training_that_left_no_network_has_none_to_open(tmp_path: Path) -> None:
+    """As that of an update, which keeps a detector whose network had lost its exam, whatever the method is called."""
+    assert open_network(tmp_path) is None
+    encoder = build_encoder(TINY, 1)
+    save_network(MapNetwork(encoder, build_decoder(encoder, (8, 4), (8,), (8, 4), 1)), tmp_path / NETWORK)
+    assert open_network(tmp_path) is not None
 
 
 def test_the_part_follows_the_parameters() -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal
 
 from components.foundation.errors import UserError
 from components.registry import promotion
-from components.registry.gate.comparison import PAGE, Judged
 from components.registry.versions import (
     CHALLENGER,
     aliases_of,
@@ -23,6 +22,8 @@ from components.tracking.connection import NOTE, STATE, connect, server_errors_e
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+    from components.registry.gate.comparison import Judged
 
 THE_GATE = "the gate"  # who acts, in the journal
 FIRST_LINE = "Gate: "
@@ -57,7 +58,7 @@ def folder_of(category: str, number: int) -> Path:
     return STATE / "gate" / category / str(number)
 
 
-def keep(category: str, number: int, judged: Judged, key: str, champion: int | None, state: str) -> None:
+def keep(category: str, number: int, judged: "Judged", key: str, champion: int | None, state: str) -> None:
     """Write verdict, page and report to the version and to its run.
 
     key: of all that the verdict follows from. champion: compared with. state: what becomes of the version, in words.
@@ -87,7 +88,7 @@ def waiting(category: str) -> Waiting | None:
     if tags.get(_STATE) != WAITS:
         return None
     champion = tags.get(_CHAMPION, "")
-    page = folder_of(category, number) / PAGE
+    page = folder_of(category, number) / "gate.html"
     compared = int(champion) if champion else None
     return Waiting(category, number, compared, tags.get(_SUMMARY, ""), page, tags.get(_KEY, ""))
 
