@@ -26,6 +26,18 @@ _MLFLOW_VARIABLES = (
 )
 
 
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """What a test puts into this process's environment ends with it, also what MLflow's functions put there."""
+    before = dict(os.environ)
+    yield
+    for name in (os.environ.keys() | before.keys()) - {"PYTEST_CURRENT_TEST"}:
+        if name not in before:
+            del os.environ[name]
+        elif os.environ.get(name) != before[name]:
+            os.environ[name] = before[name]
+
+
 @pytest.fixture(scope="session")
 def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow SQLite database with its tables: making them costs seconds, a copy costs none."""
@@ -130,7 +142,8 @@ def git_project(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     own = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
     copy = project.copy(tmp_path / "project")
     copy = Project(copy.folder, {**copy.environment, **own, "DVC_SITE_CACHE_DIR": str(tmp_path / "site")})
-    for name in [name for name in os.environ if name.startswith(("GIT_", "DVC_"))]:
+    foreign = ("GIT_", "DVC_", "MLFLOW_", "FLAWLINE_", "PREFECT_API")
+    for name in [name for name in os.environ if name.startswith(foreign)]:
         monkeypatch.delenv(name)
     for name in (*own, "DVC_SITE_CACHE_DIR", "DVC_NO_ANALYTICS"):
         monkeypatch.setenv(name, copy.environment[name])

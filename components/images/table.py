@@ -35,10 +35,6 @@ _NUMBERS = (
     *("mask_count", "mask_levels", "mask_area", "mask_percent", "mask_inverted", "mask_frames", "mask_orientation"),
 )
 _DTYPES = dict.fromkeys(_TEXT, "str") | dict.fromkeys([*MEASURES, "highest"], "float64")
-_FACTS = (
-    *("decodes", "format", "width", "height", "frames", "orientation", "levels", "highest"),
-    *("pixels", "size", "mode", "short_side", "hash", *MEASURES),
-)
 LARGE_MASK = 50  # percent of the image: a mask that marks more may be inverted
 _FRAME_SHARE = 0.9  # of the pixels along the border, which an inverted mask marks
 
@@ -60,7 +56,7 @@ def image_table(
         mode, format: Pillow's names. pixels: digest of the decoded RGB pixels. frames: images in the file, of which
             the first counts. orientation: EXIF's. levels: how many grey levels the image has.
             highest: the highest value stored in a deep grey image.
-        brightness, contrast, sharpness, red_share, blue_share: see `image_measures.image_measures`.
+        brightness, contrast, sharpness, red_share, blue_share: see `measures.image_measures`.
         duplicate_of: for an image, the first image of its split with the same pixels, if it is another one.
         leaked_from: for a test image, the first training image with the same pixels.
         near_leak: for any other test image, the training image that it looks like: of whose perceptual hash at most
@@ -87,9 +83,12 @@ def image_table(
             records = category.records[at : at + _AT_ONCE]
             digests = list(pool.map(lambda record: sha256_file(record.path), records))
             facts = known.facts(digests)
+            facts_of = partial(_facts_of, facts=facts, limits=limits)
+            found = list(pool.map(facts_of, records, digests))
+            pairs = zip(digests, found, strict=True)
+            known.keep_facts({digest: own for digest, own in pairs if digest not in facts and own["decodes"]})
             described = partial(_row, root=category.root, limits=limits, mask_folders=folders)
-            rows = list(pool.map(described, records, digests, [facts.get(digest) for digest in digests]))
-            known.keep_facts({row["sha256"]: _own_facts(row) for row in rows if row["decodes"]})
+            rows = list(pool.map(described, records, digests, found))
             hashes += [hash_of(row["hash"]) if row["decodes"] else None for row in rows]
             pieces.append(pd.DataFrame(rows, columns=[*_TEXT, *_NUMBERS]).astype(_DTYPES))
     table = _with_duplicates(pd.concat(pieces, ignore_index=True))
@@ -144,21 +143,26 @@ def _folder_of(mask: Path, roots: list[Path]) -> Path:
 def _row(
     record: ImageRecord,
     digest: str,
-    facts: dict[str, Any] | None,
+    facts: dict[str, Any],
     root: Path,
     limits: ImageLimits,
     mask_folders: dict[str, str],
 ) -> dict[str, Any]:
-    """A row; digest: SHA-256 of the file. facts: of it, where they are known."""
+    """A row; digest: SHA-256 of the file. facts: `_image_facts` of it."""
     row: dict[str, Any] = {"name": _name(record.path, root), "split": record.split, "kind": printable(record.kind)}
     row |= {"bytes": record.path.stat().st_size, "sha256": digest}
     row |= {"md5": md5_file(record.path)}
     row |= {"mask_folder": mask_folders.get(record.kind)}
-    row |= facts or _image_facts(record, limits)
+    row |= facts
     return row | _mask_facts(record.masks, root, limits, row.get("size"))
 
 
+def _facts_of(record: ImageRecord, digest: str, facts: dict[str, Any], limits: ImageLimits) -> dict[str, Any]:
+    return facts.get(digest) or _image_facts(record, limits)
+
+
 def _image_facts(record: ImageRecord, limits: ImageLimits) -> dict[str, Any]:
+    """What the file's bytes alone decide."""
     try:
         decoded = read_with_header(record.path, limits)
     except UserError as error:
@@ -168,11 +172,6 @@ def _image_facts(record: ImageRecord, limits: ImageLimits) -> dict[str, Any]:
     row |= {"frames": decoded.frames, "orientation": decoded.orientation, "levels": grey_levels(decoded.pixels)}
     row |= {"highest": decoded.highest}
     return row | image_facts(decoded.pixels, decoded.mode)
-
-
-def _own_facts(row: dict[str, Any]) -> dict[str, Any]:
-    """What `_image_facts` has put into a row: what the file's bytes alone decide."""
-    return {name: row[name] for name in _FACTS if name in row}
 
 
 def _mask_facts(masks: tuple[Path, ...], root: Path, limits: ImageLimits, size: str | None) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from components.foundation.errors import UserError
-from flows.commands.status import FIGURES as COMPARED
 from flows.commands.tables import print_table
 from flows.common.environment import enter_project
+from flows.common.figures import TITLES, titles_of
 
 if TYPE_CHECKING:
     from components.registry.comparison import Comparison
@@ -24,12 +24,7 @@ Reason = Annotated[str, typer.Option(help="Why: for the journal, and for the ver
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 MAX_FLIPS = 40  # lines
 
-FIGURES = {
-    "image_auroc": "image AUROC",
-    "pixel_auroc": "pixel AUROC",
-    "aupro": "AUPRO",
-    "false_alarm_rate": "false alarms",
-}
+FIGURES = titles_of("image_auroc", "pixel_auroc", "aupro", "false_alarm_rate")
 MODELS = {
     "category": "category",
     "version": "version",
@@ -230,9 +225,9 @@ def _show_comparison(found: "Comparison") -> None:
     titles = {"name": "", "a": f"version {a}", "b": f"version {b}", "change": "change"}
     print(f"{found.first.category}: {_shortly(found.first)}; {_shortly(found.second)}")
     if found.figures:
-        order = list(COMPARED)
+        order = list(TITLES)
         figures = sorted(found.figures, key=lambda row: order.index(row[0]) if row[0] in order else len(order))
-        rows = [_figure_row(COMPARED.get(name, name), old, new) for name, old, new in figures]
+        rows = [_figure_row(TITLES.get(name, name), old, new) for name, old, new in figures]
         print_table(rows, {**titles, "name": "figure"})
     if found.kinds:
         rows = [

@@ -7,15 +7,8 @@ from components.registry import versions as registry
 from components.registry.versions import Version
 from components.tracking.connection import shown_uri, tracking_uri
 from flows.commands.tables import print_table
+from flows.common.figures import TITLES
 
-FIGURES = {
-    "image_auroc": "image AUROC",
-    "pixel_auroc": "pixel AUROC",
-    "aupro": "AUPRO",
-    "f1": "F1",
-    "false_alarm_rate": "false alarms",
-    "exam_mark": "exam",
-}
 KINDS = {"kind": "kind of defect", "image_auroc": "image AUROC", "found": "found", "pixel_auroc": "pixel AUROC"}
 
 
@@ -26,7 +19,7 @@ def print_version(category: str, number: int | None, as_json: bool = False) -> N
         print(json.dumps(asdict(version), indent=2, ensure_ascii=False))
         return
     print(f"{category} version {version.number}, {version.verdict or ', '.join(version.aliases) or 'without alias'}")
-    print_table([{name: version.metrics.get(name) for name in FIGURES}], FIGURES)
+    print_table([{name: version.metrics.get(name) for name in TITLES}], TITLES)
     if version.by_kind:
         print_table([{"kind": kind, **figures} for kind, figures in version.by_kind.items()], KINDS)
     for title, words in facts(version).items():

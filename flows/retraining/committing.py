@@ -21,6 +21,7 @@ from components.foundation.processor import processor
 from components.foundation.yaml_text import parse_yaml
 from components.registry import versions as registry
 from components.registry.versions import Version
+from flows.common.figures import titles_of
 from flows.data import git
 from flows.data.git import BusyError
 from flows.data.transfer import push_state
@@ -32,7 +33,7 @@ from flows.retraining.lock_entries import LOCK, categories_of, entries_digest, o
 GIT_LOCK = Path(".flawline/locks/git.lock")
 LOCK_SECONDS = 120.0
 MOST_NAMED = 20  # files in a commit's message
-FIGURES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO", "exam_mark": "exam"}
+FIGURES = titles_of("image_auroc", "pixel_auroc", "aupro", "exam_mark")
 
 Files = dict[str, bytes]  # path in the project -> content
 

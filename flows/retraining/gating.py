@@ -161,7 +161,9 @@ def production_images(category: str, root: Path, params: Params) -> Iterator[Ima
 
 def exam_maker(category: str, params: Params) -> Maker:
     """What makes synthetic defects of good images, as the stage synthesize does."""
+    from components.detection.exam import asked
     from components.stages.synthesize import exam_makers
+    from components.synthesis.methods import not_asked
     from components.synthesis.nsa import NoPatchError
     from components.synthesis.nsa_settings import load_nsa_params
 
@@ -171,7 +173,8 @@ def exam_maker(category: str, params: Params) -> Maker:
         except NoPatchError:
             nsa = None
         makers = exam_makers(good, keys, category, params, nsa)
-        return {kind: maker(np.arange(len(good))) for kind, maker in makers.items()}
+        kinds = asked(makers, not_asked(params.method))  # as in every exam: what was taught is not
+        return {kind: makers[kind](np.arange(len(good))) for kind in kinds}
 
     return make
 

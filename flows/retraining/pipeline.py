@@ -20,6 +20,7 @@ from components.registry import versions as registry
 from components.tracking import connection
 from components.tracking import runs as tracking
 from components.tracking.fingerprint import shown_params, written_params
+from flows.common.figures import TITLES
 from flows.common.lifetime import end_in_order, ended_first
 from flows.data.git import BusyError, may_pass
 from flows.retraining import asking, bases, committing, gating, summary, unregistered
@@ -54,7 +55,7 @@ def register(category: str) -> int:
     """Register the category's capsule in MLflow; the number of its version."""
     places = Places(category)
     metrics = read_json(places.figures)
-    figures = {name: metrics[name] for name in FIGURES if metrics[name] is not None}
+    figures = {name: metrics[name] for name in TITLES if metrics[name] is not None}
     run_id = tracking.find_run(metrics["capsule_digest"])
     return registry.register(category, places.capsule, run_id, figures, metrics["method"], metrics["by_kind"]).number
 
@@ -88,7 +89,6 @@ def send(category: str, done: committing.Committed) -> str:
 
 
 WAIT = 3600.0  # seconds that a scheduled retraining waits for another run in the project
-FIGURES = ("image_auroc", "pixel_auroc", "aupro", "f1", "false_alarm_rate", "exam_mark")
 
 
 def _flow_run_name() -> str:

@@ -15,13 +15,9 @@ from components.registry.versions import Version, model_name
 from components.tracking.connection import FIGURES, SUMMARY, experiment_page, shown_uri, tracking_uri
 from components.tracking.fingerprint import data_version
 from components.tracking.runs import VERDICT, DataVersion
+from flows.common.figures import titles_of
 
-_COLUMNS = {
-    "image_auroc": "image AUROC",
-    "pixel_auroc": "pixel AUROC",
-    "aupro": "AUPRO",
-    "false_alarm_rate": "false alarms",
-}
+_COLUMNS = titles_of("image_auroc", "pixel_auroc", "aupro", "false_alarm_rate")
 _MEANS = tuple(
     name for name in SUMMARY if name != "threshold"
 )  # thresholds of different models are of different scales

@@ -230,7 +230,7 @@ def test_a_run_whose_own_state_has_no_room_is_refused_before_anything_is_compute
 ) -> None:
     copy = project.copy(tmp_path / "project")
     state = copy.folder / ".flawline"
-    state.mkdir()
+    state.mkdir(exist_ok=True)
     if not _mount(state, 2_000_000):
         pytest.skip("a file system of limited size can only be mounted by root on Linux")
     try:

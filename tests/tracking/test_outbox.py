@@ -230,8 +230,9 @@ def _forget_connections() -> None:
 def test_what_could_not_be_registered_is_registered_later_unless_it_has_changed(
     away: pytest.MonkeyPatch, tmp_path: Path, make_capsule: MakeCapsule, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from flows.common.figures import TITLES
     from flows.retraining import unregistered
-    from flows.retraining.pipeline import FIGURES, catch_up
+    from flows.retraining.pipeline import catch_up
 
     with pytest.MonkeyPatch.context() as there:
         there.delenv("MLFLOW_TRACKING_URI")
@@ -240,7 +241,7 @@ def test_what_could_not_be_registered_is_registered_later_unless_it_has_changed(
             promotion.promote(category, 1, "first version")
     for category in ("bottle", "screw"):
         capsule = make_capsule(Places(category).capsule, threshold=6.0, category=category)
-        figures = dict.fromkeys(FIGURES, 0.9)
+        figures = dict.fromkeys(TITLES, 0.9)
         digest = read_json(capsule / "capsule.json")["digest"]
         known = {"capsule_digest": digest, "method": "pretrained", "by_kind": {}, **figures}
         write_json(Places(category).figures, known)
