@@ -1,10 +1,11 @@
-"""Images that arrive, for tests: files in an inbox, runs of the ingest in processes that may be killed."""
+"""Images that arrive, for tests: files in an inbox, runs of the ingest, and others, in processes that may be killed."""
 
 import multiprocessing
 import os
 import shutil
 import signal
 from collections.abc import Callable, Mapping
+from functools import partial
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,15 @@ def ingest_process(
     project: Project, prepare: Callable[..., None] | None = None, *arguments: Any, url: str | None = None
 ) -> multiprocessing.process.BaseProcess:
     """Start the steps of the ingest in a process of its own; `prepare(*arguments)` is called in it first."""
+    return started(project, partial(ingest_here, url=url), prepare, *arguments)
+
+
+def started(
+    project: Project, act: Callable[[], object], prepare: Callable[..., None] | None = None, *arguments: Any
+) -> multiprocessing.process.BaseProcess:
+    """Start `act()` in a process of its own, in the project; `prepare(*arguments)` is called in it first."""
     process = _forkserver().Process(
-        target=_run_in, args=(project.folder, dict(project.environment), prepare, arguments, url), daemon=True
+        target=_run_in, args=(project.folder, dict(project.environment), prepare, arguments, act), daemon=True
     )
     process.start()
     return process
@@ -74,7 +82,7 @@ def ended(process: multiprocessing.process.BaseProcess) -> int:
     process.join(PATIENCE)
     if process.exitcode is None:
         process.kill()
-        raise AssertionError("the ingest did not end in time")
+        raise AssertionError("the process did not end in time")
     return process.exitcode
 
 
@@ -88,14 +96,14 @@ def _run_in(
     environment: Mapping[str, str],
     prepare: Callable[..., None] | None,
     arguments: tuple[Any, ...],
-    url: str | None,
+    act: Callable[[], object],
 ) -> None:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     if prepare is not None:
         prepare(*arguments)
-    ingest_here(url=url)
+    act()
 
 
 def _forkserver() -> ForkServerContext:

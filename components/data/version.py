@@ -237,7 +237,7 @@ def replaced_files(placements: Sequence[Placement], present: Manifest) -> list[s
 def may_be_gone(name: str, placements: Sequence[Placement]) -> bool:
     """Whether a file of the version may be missing, as a run of the same offer that was cut short has removed it."""
     images = {image for placement in placements if not placement.is_new for image in (placement.was, placement.name)}
-    return name in images or any(image and _is_mask_of(name, image) for image in images)
+    return name in images or any(image and is_mask_of(name, image) for image in images)
 
 
 def count_words(difference: Difference, version: Manifest) -> str:
@@ -308,7 +308,7 @@ def _masks_alone(folder: Path, there: Mapping[str, ImageRecord]) -> list[ImageRe
     return [replace(owners[path], masks=masks) for path, masks in found.items() if used.isdisjoint(masks)]
 
 
-def _is_mask_of(name: str, image: str) -> bool:
+def is_mask_of(name: str, image: str) -> bool:
     """Whether a file's name is one that a mask of the image has: KIND/STEM_mask.EXT, KIND/STEM.EXT, or in KIND/STEM."""
     path, owner = PurePosixPath(name), PurePosixPath(image)
     if not is_mask(name) or len(path.parts) not in (3, 4) or path.parts[1] != owner.parts[1]:

@@ -62,7 +62,7 @@ class ByteCache:
 
         if not self._tried(drop, False, makes=False):
             self.close()
-            self.path.unlink(missing_ok=True)
+            self._remove()
 
     def close(self) -> None:
         """Let the file go; it is opened again when it is needed."""
@@ -85,10 +85,15 @@ class ByteCache:
         except sqlite3.DatabaseError:  # damaged
             self.close()
             with suppress(OSError):
-                self.path.unlink(missing_ok=True)
+                self._remove()
         except OSError:
             self.close()
         return otherwise
+
+    def _remove(self) -> None:
+        """The file, and beside it what a killed process has left of a change that was not whole."""
+        for path in (self.path, self.path.with_name(f"{self.path.name}-journal")):
+            path.unlink(missing_ok=True)
 
     def _connection(self) -> sqlite3.Connection:
         if self._open is None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ import typer
 
 from flows.commands.tables import say_names
 from flows.common.environment import enter_project
+from flows.retraining.running import running
 
 
 def forget(
@@ -28,11 +30,17 @@ def forget(
     A new version of the data is committed without them, with a record of their digests and the reason, and they are
     refused from then on. What is learned next is what would be learned had they never been there.
     """
-    named = [str(Path(image).resolve()) if Path(image).is_file() else image for image in images]
+    here = Path.cwd()
     enter_project()
+    from components.foundation.params import load_params
     from flows.data.forgetting import forget as forget_images
+    from flows.data.versions import category_folder
 
-    done = forget_images(category, named, reason, erase=erase)
+    folder = category_folder(category, load_params()).resolve()
+    named = [_named(image, here, folder) for image in images]
+    # what a run has read of the images it would keep anew, after it was erased
+    with running(f"forgetting of images of {category}") if erase else nullcontext():
+        done = forget_images(category, named, reason, erase=erase)
     if as_json:
         print(json.dumps(asdict(done), indent=2))
         return
@@ -44,6 +52,16 @@ def forget(
     for sentence in served_words(category, {one.digest for one in done.images}):
         print(sentence)
     print(f"Next: flawline run {category}")
+
+
+def _named(image: str, here: Path, folder: Path) -> str:
+    """A path as it is from anywhere, also of a file that a call which was cut short has removed; else what was typed.
+
+    here: where it was typed. folder: of the category.
+    """
+    path = (here / image).resolve()
+    is_path = path.is_file() or (bool(path.suffix) and path.is_relative_to(folder))
+    return str(path) if is_path else image
 
 
 def served_words(category: str, digests: Collection[str]) -> list[str]:

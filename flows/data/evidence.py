@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,8 @@ def files_of(repo: Any, category: str, digests: Collection[str]) -> dict[str, st
 
 
 def drop(repo: Any, category: str, digests: Collection[str]) -> None:
-    """Take images out of the evidence, and commit that. Safe to repeat."""
-    folder = folder_of(category)
+    """Take images out of the evidence, and commit that; where none is left, there is no evidence. Safe to repeat."""
+    folder, path = folder_of(category), dvc_file_of(category)
     gone = files_of(repo, category, digests)
     if not gone:
         return
@@ -69,8 +69,14 @@ def drop(repo: Any, category: str, digests: Collection[str]) -> None:
         _check_complete(repo, category, without=gone)
         for name in gone:
             (folder / name).unlink(missing_ok=True)
-        repo.add(os.fspath(folder))
-    git.commit([dvc_file_of(category).as_posix()], f"Evidence of {category}: without what was forgotten")
+        if any(folder.glob("*.json")):
+            repo.add(os.fspath(folder))
+        else:  # DVC sends no list of an empty folder
+            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                folder.rmdir()
+            git.git("reset", "--quiet", "--", path.as_posix())  # git adds no removal twice, as after a kill
+    git.commit([path.as_posix()], f"Evidence of {category}: without what was forgotten")
 
 
 def learned_as(category: str, image: Path) -> str:

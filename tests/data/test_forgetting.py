@@ -1,13 +1,20 @@
 """An image that must go leaves the data, and with `erase` all that keeps its bytes; a record without it says so."""
 
 import json
+import shutil
 from hashlib import md5, sha256
 from pathlib import Path
 
 import pytest
 
+from components.arrivals.delivery import facts_cache
 from components.data.version import good_images
+from components.foundation.byte_cache import ByteCache
 from components.foundation.errors import UserError
+from components.foundation.files import write_json
+from components.foundation.params import load_params
+from components.foundation.places import KNOWN
+from components.registry import kept_scores
 from components.registry.forgotten import list_forgotten
 from flows.data import forgetting
 from flows.data.evidence import keep
@@ -15,7 +22,10 @@ from flows.data.forgetting import forget
 from flows.data.history import verify
 from flows.data.transfer import push
 from flows.data.versions import commit_folder, commit_images, digest_at
-from tests.project import Project, new_images
+from flows.retraining.running import running
+from tests.arriving import ended, started
+from tests.dying import die_before, kill_flawline
+from tests.project import Project, is_one_sentence, new_images
 
 FOLDER, RECORD = Path("data/tiny/widget"), Path("data/tiny/widget.forgotten.json")
 GONE = "train/good/003.png"
@@ -150,24 +160,146 @@ def test_evidence_of_which_the_list_is_nowhere_is_not_passed_over(git_project: P
     assert (FOLDER / "test/good/000.png").is_file()
 
 
-@pytest.mark.parametrize("at", ["commit_present", "_erase"])
-def test_what_was_cut_short_is_ended_by_the_next_call(
-    git_project: Project, monkeypatch: pytest.MonkeyPatch, at: str
+COMMITTED = r"Popen git .* commit .*Data of widget"
+STEPS = (  # in their order; each is reached by who ends what was killed before the step above
+    (r"os\.rename .*forgetting/widget\.json",),
+    (r"os\.rename .*widget\.forgotten\.json",),
+    (rf"os\.remove .*{GONE}",),
+    (r"os\.remove .*copy\.png",),
+    (r"os\.remove .*copy\.png", r"open .*widget\.dvc"),
+    (COMMITTED,),
+    (COMMITTED, "Popen git"),
+    (r"Popen git .* commit .*Evidence of widget",),
+    (r"os\.remove .*cache/files/md5/",),
+    (r"os\.remove .*store/files/md5/",),
+    (r"os\.remove .*facts\.json",),
+    (r"os\.rename .*scores/",),
+    (r"os\.remove .*forgetting/widget\.json",),
+)
+
+
+def make_erasable(project: Project) -> list[bytes]:
+    """A version with an image twice, which is also in the remote, the evidence and the caches; what tells of it."""
+    shutil.copy(FOLDER / GONE, FOLDER / "train/good/copy.png")
+    commit_folder("widget")
+    data, seen = (FOLDER / GONE).read_bytes(), b"what was seen of it " * 9
+    keep("widget", FOLDER / GONE, None, kind="good", note="a person is in it", verdict={})
+    project.dvc("remote", "add", "--default", "store", "store")
+    push("widget")
+    digest = sha256(data).hexdigest()
+    known = ByteCache(KNOWN, load_params().cache.max_bytes)
+    known.write({"of the image": (digest, seen), "of another": ("0" * 64, b"what was seen of another")})
+    known.close()
+    write_json(facts_cache("widget"), {digest: {}})
+    write_json(kept_scores.FOLDER / f"{'1' * 64}.json", {digest: 0.123456789, "0" * 64: 1.0})
+    return [data, seen, b"0.123456789"]
+
+
+def holding(folder: Path, content: bytes) -> list[Path]:
+    """The files in a folder, hidden ones too, that hold these bytes."""
+    return [path for path in folder.rglob("*") if path.is_file() and content in path.read_bytes()]
+
+
+@pytest.mark.slow
+def test_killed_before_every_step_and_within_git_it_is_ended_by_the_last_call(git_project: Project) -> None:
+    tells = make_erasable(git_project)
+    others = {path: path.read_bytes() for path in FOLDER.rglob("*.png") if path.read_bytes() != tells[0]}
+    command = ("forget", "widget", f"{FOLDER}/{GONE}", "--reason", "a person is in it", "--erase")
+    for step in STEPS:
+        if step == (COMMITTED,):
+            kill_within_git(git_project, *command)
+        assert ended(started(git_project, forget_in_person, die_before, *step)) == -9
+    done = git_project.flawline(*command)
+    assert done.returncode == 0, done.stderr
+    assert [holding(git_project.folder, content) for content in tells] == [[], [], []]
+    assert holding(git_project.folder, b"what was seen of another") == [KNOWN.absolute()]
+    assert {path: path.read_bytes() for path in FOLDER.rglob("*.png")} == others
+    assert git_project.git("log", "--format=%s").splitlines() == [
+        "Evidence of widget: without what was forgotten",
+        "Data of widget: -2 good images; 13 good and 8 test images in all",
+        "Evidence of widget: a false alarm",
+        "Data of widget: +15 good images, +8 test images, +4 masks; 15 good and 8 test images in all",
+        "Begin",
+    ]
+    (entry,) = list_forgotten(RECORD).values()
+    assert (entry.digest, len(entry.erased)) == (sha256(tells[0]).hexdigest(), 2)  # the image, and what was judged
+    assert git_project.git("status", "--porcelain", "--untracked-files=no") == "M .dvc/config"
+    assert not Path(".flawline/forgetting/widget.json").exists()
+    push("widget")
+    assert not verify("widget").findings
+
+
+def forget_in_person() -> None:
+    forget("widget", [GONE], "a person is in it", erase=True)
+
+
+def kill_within_git(project: Project, *command: str) -> None:
+    """kill -9 while `git commit` is at work; what git leaves locked is said, and for a person to unlock."""
+    hook = project.folder / ".git/hooks/pre-commit"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\nkill -9 0\n")
+    hook.chmod(0o755)
+    kill_flawline(project, ["what is not done"], *command)
+    hook.unlink()
+    said = project.flawline(*command).stderr
+    assert is_one_sentence(said)
+    assert ".git/index.lock" in said
+    (project.folder / ".git/index.lock").unlink()
+
+
+def test_what_was_begun_without_erasing_is_erased_where_the_next_call_asks_for_it(
+    git_project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit_folder("widget")
-    data = (FOLDER / GONE).read_bytes()
-    before = int(git_project.git("rev-list", "--count", "HEAD"))
-
-    def killed(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
+    data, other = (FOLDER / GONE).read_bytes(), (FOLDER / "train/good/004.png").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(forgetting, at, killed)
+        patch.setattr(forgetting, "commit_present", cut_short)
         with pytest.raises(KeyboardInterrupt):
-            forget("widget", [GONE], "wrong", erase=True)
-    done = forget("widget", [GONE], "wrong", erase=True)
-    assert done.files == (GONE,)
-    assert int(git_project.git("rev-list", "--count", "HEAD")) == before + 1
+            forget("widget", [GONE, "train/good/004.png"], "wrong")
+    done = forget("widget", [FOLDER / GONE], "a person is in it", erase=True)
+    assert (len(done.files), done.erased) == (2, 1)
     assert not object_of(data).exists()
-    assert len(list_forgotten(RECORD)) == 1
-    assert not list(Path(".flawline/forgetting").iterdir())
+    assert object_of(other).exists()
+    assert sorted(len(one.erased) for one in list_forgotten(RECORD).values()) == [0, 1]
+
+
+def test_what_was_forgotten_can_be_erased_later_by_its_digest(git_project: Project) -> None:
+    name, mask = "test/blob/000.png", "ground_truth/blob/000_mask.png"
+    commit_folder("widget")
+    gone = [(FOLDER / one).read_bytes() for one in (name, mask)]
+    digest = sha256(gone[0]).hexdigest()
+    forget("widget", [name], "wrong")
+    new_images(FOLDER / "test/blob", 1)[0].rename(FOLDER / name)  # another image by that name
+    commit_folder("widget")
+    done = forget("widget", [digest[:12]], "a person is in it", erase=True)
+    assert (done.erased, done.message) == (2, "Data of widget: what was forgotten")
+    assert not any(object_of(data).exists() for data in gone)
+    assert (FOLDER / name).is_file()
+    (entry,) = list_forgotten(RECORD).values()
+    assert (entry.digest, entry.reason, len(entry.erased)) == (digest, "a person is in it", 2)
+    assert not verify("widget").findings
+    with pytest.raises(UserError, match="is no image of widget"):
+        forget("widget", [digest[:12]], "again", erase=True)
+
+
+def cut_short(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_bytes_that_a_category_in_another_folder_needs_are_kept(git_project: Project) -> None:
+    data = (FOLDER / GONE).read_bytes()
+    shutil.copytree(FOLDER, "data/other/part")
+    commit_folder("part", root="data/other")
+    git_project.set_params({"data": {"root": "data/tiny", "categories": ["widget"]}})
+    commit_folder("widget")
+    assert forget("widget", [GONE], "wrong", erase=True).kept == (GONE,)
+    assert object_of(data).is_file()
+
+
+def test_nothing_is_erased_while_a_run_would_keep_anew_what_it_has_read(git_project: Project) -> None:
+    commit_folder("widget")
+    with running("a retraining"):
+        done = git_project.flawline("forget", "widget", GONE, "--reason", "a person is in it", "--erase")
+    assert is_one_sentence(done.stderr)
+    assert "Another run is at work" in done.stderr
+    assert (FOLDER / GONE).is_file()

@@ -76,6 +76,14 @@ def test_a_lower_bound_holds_for_a_file_that_was_larger(path: Path) -> None:
     assert set(lower.read(keys(range(200, 203)))) == set(keys(range(200, 203)))
 
 
+def test_what_is_forgotten_is_not_beside_a_damaged_file_either(path: Path) -> None:
+    ByteCache(path, LARGE).write({"a": ("me", b"what was seen" * 100)})
+    path.with_name(f"{path.name}-journal").write_bytes(path.read_bytes())  # as of one who was killed
+    path.write_bytes(b"no database" * PAGE)
+    ByteCache(path, LARGE).forget(["me"])
+    assert list(path.parent.iterdir()) == []
+
+
 def test_a_changed_value_is_not_there_any_more(path: Path) -> None:
     ByteCache(path, LARGE).write({"a": ("me", b"A" * 100_000), "b": ("me", b"B" * 100_000)})
     content = bytearray(path.read_bytes())
