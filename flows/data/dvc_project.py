@@ -1,16 +1,35 @@
 """The project's DVC, opened in this process: its errors become one sentence, its chatter is left out."""
 
 import contextlib
+import io
 import logging
 import os
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from components.foundation.errors import UserError
+from components.foundation.files import write_text
 from components.foundation.yaml_text import read_yaml
 from flows.data.git import BusyError
+
+OWN = ("dvc.lock", "rwlock")  # files of DVC's that it changes in place: a process that is killed meanwhile leaves none
+
+
+@cache
+def whole_files() -> type[Any]:
+    """DVC's local file system, but for what it writes to files of its own: they are there as before, or as after."""
+    from dvc.fs import LocalFileSystem
+
+    class WholeFiles(LocalFileSystem):
+        def open(self, path: Any, mode: str = "r", **kwargs: Any) -> Any:
+            if mode.startswith("w") and os.path.basename(path) in OWN:
+                return _written_at_once(Path(path))
+            return super().open(path, mode, **kwargs)
+
+    return WholeFiles
 
 
 @contextlib.contextmanager
@@ -24,7 +43,7 @@ def open_project(folder: Path | None = None) -> Iterator[Any]:
 
     logging.getLogger("dvc").setLevel(logging.ERROR)
     try:
-        with Repo(os.fspath(folder or Path.cwd())) as repo, silent_stdout():
+        with Repo(os.fspath(folder or Path.cwd()), whole_files()()) as repo, silent_stdout():
             yield repo
     except DvcException as error:
         if is_held_lock(error):
@@ -32,6 +51,13 @@ def open_project(folder: Path | None = None) -> Iterator[Any]:
                 f"Another DVC command is at work here ({innermost(error)}): run this again later."
             ) from error
         raise UserError(f"DVC: {innermost(error).rstrip('.')}.") from error
+
+
+@contextlib.contextmanager
+def _written_at_once(path: Path) -> Iterator[io.StringIO]:
+    text = io.StringIO()
+    yield text
+    write_text(path, text.getvalue())
 
 
 @contextlib.contextmanager

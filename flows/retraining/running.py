@@ -15,6 +15,7 @@ from typing import Any
 from components.foundation.errors import printable
 from components.foundation.files import held_lock, read_json, write_bytes, write_json
 from components.foundation.params import PARAMS, SETTLED, Params, load_params
+from flows.data.dvc_project import whole_files
 from flows.data.git import BusyError
 
 FOLDER = Path(".flawline/run")
@@ -74,12 +75,11 @@ def frozen_params(say: Say = to_stderr) -> Iterator[Params]:
 
 
 def frozen_files() -> Any:
-    """DVC's local file system, in which params.yaml is the frozen one; the plain one where none is frozen."""
-    from dvc.fs import LocalFileSystem
-
+    """DVC's local file system, in which params.yaml is the frozen one, where one is frozen."""
     frozen, original = os.environ.get(SETTLED), os.fspath(PARAMS.resolve())
+    base: Any = whole_files()
 
-    class FrozenFiles(LocalFileSystem):
+    class FrozenFiles(base):
         def open(self, path: Any, mode: str = "r", **kwargs: Any) -> Any:
             read = frozen is not None and mode in ("r", "rb") and os.path.realpath(path) == original
             return super().open(frozen if read else path, mode, **kwargs)
