@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 
@@ -135,24 +136,29 @@ def _retrain(categories: Sequence[str], params: Params, force: bool, with_demo: 
 
 def run_category(category: str, force: bool = False, kind: str = bases.FULL) -> int:
     """All stages of one category, then register, commit and gate; the number of the version."""
-    for stage in STAGES:
+    *learning, last = STAGES
+    for stage in learning:
         if stage == "train":  # now it is known which images there are
             settle(category, kind)
-        begun = time.monotonic()
-        ran = run_stage(stage, category, force)
-        _say(f"{category}: {stage} {f'done in {time.monotonic() - begun:.0f} s' if ran else 'is up to date'}")
+        _run_said(stage, category, force)
     try:
-        version = register(category)
-        keep_commit(category, version)
-        _say(f"{category}: version {version} {gate(category, version)}")
+        with unregistered.noted(category):
+            _run_said(last, category, force)
+            version = register(category)
+            keep_commit(category, version)
+            _say(f"{category}: version {version} {gate(category, version)}")
     except ServerError as error:
-        unregistered.note(category)
         raise UserError(
             f"computed, but not registered: {error} The model is registered by the next `flawline run`, or "
             "`flawline status`, that reaches it."
         ) from error
-    unregistered.forget(category)
     return version
+
+
+def _run_said(stage: str, category: str, force: bool) -> None:
+    begun = time.monotonic()
+    ran = run_stage(stage, category, force)
+    _say(f"{category}: {stage} {f'done in {time.monotonic() - begun:.0f} s' if ran else 'is up to date'}")
 
 
 def keep_commit(category: str, version: int, in_flow: bool = True) -> None:
@@ -177,21 +183,30 @@ def keep_commit(category: str, version: int, in_flow: bool = True) -> None:
 
 
 def catch_up(except_for: Sequence[str] = ()) -> None:
-    """Register what earlier runs computed while MLflow was away, and send the records that wait for it.
+    """Register what earlier runs computed and did not register, and send the records that wait for MLflow.
 
-    except_for: categories that are registered anyhow. Whatever fails is said, and stays for the next time.
+    except_for: categories that are registered anyhow. Whatever fails is said, and stays for the next time; while
+    another run is at work, which may be about to register, all does.
     """
     with tracking.suppress_tracking_failure():
         tracking.send_kept_records()
-    for category in unregistered.categories():
-        try:
-            if category not in except_for and unregistered.is_current(category):
-                version = register.fn(category)
-                keep_commit(category, version, in_flow=False)
-                _say(f"{category}: version {version} {gate.fn(category, version)}, registered late")
-                unregistered.forget(category)
-        except (UserError, OSError) as error:
-            _say(f"{category}: still not registered: {error}")
+    waiting = [category for category in unregistered.categories() if category not in except_for]
+    if not waiting:
+        return
+    with suppress(BusyError), running(f"registration of {', '.join(waiting)}"):
+        for category in waiting:
+            _register_late(category)
+
+
+def _register_late(category: str) -> None:
+    try:
+        if unregistered.is_current(category):
+            version = register.fn(category)
+            keep_commit(category, version, in_flow=False)
+            _say(f"{category}: version {version} {gate.fn(category, version)}, registered late")
+            unregistered.forget(category)
+    except (UserError, OSError) as error:
+        _say(f"{category}: still not registered: {error}")
 
 
 def _outcome_of(category: str, force: bool, kind: str) -> int | str:

@@ -1,17 +1,37 @@
-"""Which categories have a model that was computed while MLflow was away, and is to be registered once it is back."""
+"""Which categories have a model that is computed and not registered, as MLflow was away, or the run was cut short."""
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from components.foundation.errors import ServerError, UserError
 from components.foundation.files import read_json, write_json
 from components.foundation.places import Places
+from flows.retraining.stages import StageFailedError
 
 FOLDER = Path(".flawline/unregistered")
 
 
 def note(category: str) -> None:
     """Remember that the category's present capsule is to be registered."""
-    write_json(_path(category), {"capsule_digest": read_json(Places(category).figures)["capsule_digest"]})
+    write_json(_path(category), {"capsule_digest": read_json(Places(category).capsule / "capsule.json")["digest"]})
+
+
+@contextmanager
+def noted(category: str) -> Iterator[None]:
+    """What evaluates, registers and judges the present capsule; it stays noted where that is cut short.
+
+    No other look would find it: once it is evaluated, its data are not new any more.
+    """
+    note(category)
+    try:
+        yield
+    except ServerError:
+        raise
+    except (StageFailedError, UserError):  # which is said, and for a person to mend
+        forget(category)
+        raise
+    forget(category)
 
 
 def forget(category: str) -> None:
