@@ -4,9 +4,11 @@ All are the detector without training, with the composition that the exam choose
 by the project's calibration, from cross-fitted scores. The champion has learned 90 % of the good images; as good are
 those that have learned other 90 %. Some have learned fewer images, and some are the champion with noise in its means,
 as strong as it takes to lose so many hundredths of the test images' AUROC.
+
+What they say of the test images is kept in the folder of the runs, as fitting them takes the most time.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +49,29 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Models:
+    """A champion and its challengers, which have scored the same N test images.
+
+    Attributes:
+        kinds: (N,) str, "good" or the kind of defect of each image.
+        champion, challengers: the models.
+    """
+
+    kinds: np.ndarray
+    champion: Model
+    challengers: Sequence[Model]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) bool: True for a defect."""
+        return np.asarray(self.kinds != "good")
+
+    def lost_points(self, model: Model) -> float:
+        """By how many hundredths the model's image AUROC on all images is lower than the champion's."""
+        return 100 * (image_auroc(self.kinds, self.champion.scores) - image_auroc(self.kinds, model.scores))
+
+
+@dataclass(frozen=True)
 class Material:
     """What models of a category are made of.
 
@@ -64,10 +89,6 @@ class Material:
     test: np.ndarray
     kinds: np.ndarray
 
-    def auroc(self, scores: np.ndarray) -> float:
-        """Image AUROC of scores (N,) of all test images."""
-        return auroc_of(scores[self.kinds == "good"], scores[self.kinds != "good"])
-
 
 @dataclass(frozen=True)
 class Fit:
@@ -77,6 +98,28 @@ class Fit:
     folds: np.ndarray
     without: dict[int, Scorer]
     whole: Scorer
+
+
+def models_of(category: Path, work: Path) -> Models:
+    """The models of the category in this folder; they are fitted where `work` has none."""
+    kept = work / f"{category.resolve().name}-gate" / "models.npz"
+    if not kept.exists():
+        keep_models(kept, *fitted(material_of(category, work)))
+    with np.load(kept, allow_pickle=False) as found:
+        names, scores, thresholds = found["names"].tolist(), found["scores"], found["thresholds"].tolist()
+        champion, *others = (Model(*own) for own in zip(names, scores, thresholds, strict=True))
+        return Models(found["kinds"], champion, others)
+
+
+def keep_models(path: Path, kinds: np.ndarray, models: Sequence[Model]) -> None:
+    """Write the champion and the others: names (M,), scores (M, N), thresholds (M,), kinds (N,)."""
+    names, scores, thresholds = zip(*((one.name, one.scores, one.threshold) for one in models), strict=True)
+    np.savez(path, names=np.array(names), scores=np.stack(scores), thresholds=np.array(thresholds), kinds=kinds)
+
+
+def image_auroc(kinds: np.ndarray, scores: np.ndarray) -> float:
+    """Of scores (N,) of test images of these kinds (N,)."""
+    return auroc_of(scores[kinds == "good"], scores[kinds != "good"])
 
 
 def material_of(category: Path, work: Path) -> Material:
@@ -108,27 +151,30 @@ def features_of(encoder: Encoder, images: np.ndarray, composition: Composition) 
     return np.concatenate(pieces)
 
 
-def champion_of(material: Material) -> tuple[Model, Fit]:
-    """The champion, and what it has learned."""
+def fitted(material: Material) -> tuple[np.ndarray, list[Model]]:
+    """The kinds of the test images, and the models: the champion, those of other images, those with noise."""
     learned = fit(material, SHARE, seed=0)
-    return model(material, learned, "champion"), learned
-
-
-def challengers(material: Material, champion: Model, learned: Fit) -> Iterator[Model]:
-    """One after the other: those that are as good, those of fewer images, and the champion with noise."""
+    models = [model(material, learned, "champion")]
     for share, count in ((SHARE, EQUAL), *((share, DRAWS) for share in FEWER)):
         for seed in range(1, 1 + count):
-            yield model(material, fit(material, share, seed), f"{share:.0%} of the images, draw {seed}")
+            models.append(model(material, fit(material, share, seed), f"{share:.0%} of the images, draw {seed}"))
     for points in LOST:
         for seed in range(NOISES):
-            noise = noise_of(material, learned, seed)
+            models.append(noisy(material, learned, points, seed))
+    return material.kinds, models
 
-            def lost(strength: float, noise: np.ndarray = noise) -> float:
-                scores = scored(material.composition, learned.whole, material.test + strength * noise)
-                return 100 * (material.auroc(champion.scores) - material.auroc(scores))
 
-            strength = strength_that_loses(points, lost)
-            yield model(material, learned, f"noise {seed} for {points} points", strength * noise)
+def noisy(material: Material, learned: Fit, points: float, seed: int) -> Model:
+    """What was learned, with noise that loses about so many hundredths of AUROC."""
+    noise = noise_of(material, learned, seed)
+    before = image_auroc(material.kinds, scored(material.composition, learned.whole, material.test))
+
+    def lost(strength: float) -> float:
+        scores = scored(material.composition, learned.whole, material.test + np.float32(strength) * noise)
+        return 100 * (before - image_auroc(material.kinds, scores))
+
+    strength = strength_that_loses(points, lost)
+    return model(material, learned, f"noise {seed} for {points} points", np.float32(strength) * noise)
 
 
 def fit(material: Material, share: float, seed: int) -> Fit:

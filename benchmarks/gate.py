@@ -27,7 +27,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.common import print_table, write_results
-from benchmarks.degraded import Material, Model, challengers, champion_of, material_of
+from benchmarks.degraded import Model, Models, image_auroc, models_of
 from benchmarks.methods import known_rows
 from components.foundation.params import GateParams
 from components.registry.gate.decision import Compared, Cost, Evidence, Rates, count_comparisons, decide
@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, help="folder of a category; without, by simulation")
-    parser.add_argument("--work", type=Path, default=Path(".flawline/benchmarks"), help="folder for the preparation")
+    parser.add_argument("--work", type=Path, default=Path(".flawline/benchmarks"), help="folder for the models")
     parser.add_argument("--trials", type=int, default=400, help="pairs of test sets for each row")
     parser.add_argument("--resamples", type=int, default=500, help="bootstrap samples of each")
     arguments = parser.parse_args()
@@ -96,36 +96,30 @@ def normal_scores(labels: np.ndarray, aurocs: tuple[float, float], correlation: 
 
 
 def real_rows(category: Path, work: Path, trials: int, gate: GateParams) -> list[dict[str, Any]]:
-    """All rows of a category's models, each challenger fitted once."""
-    material = material_of(category, work)
-    champion, learned = champion_of(material)
-    rows = []
-    for challenger in challengers(material, champion, learned):
-        own = [
-            {"from": category.resolve().name} | real(material, (champion, challenger), images, trials, gate)
-            for images in (FEW, int((material.kinds == "good").sum()), MANY)
-        ]
-        print_table(own)
-        rows += own
-    return rows
+    """All rows of a category's challengers."""
+    models = models_of(category, work)
+    return [
+        {"from": category.resolve().name} | real(models, challenger, images, trials, gate)
+        for challenger in models.challengers
+        for images in (FEW, int((~models.labels).sum()), MANY)
+    ]
 
 
-def real(material: Material, models: tuple[Model, Model], images: int, trials: int, gate: GateParams) -> dict[str, Any]:
+def real(models: Models, challenger: Model, images: int, trials: int, gate: GateParams) -> dict[str, Any]:
     """One row of a challenger on test sets of so many good and so many defective images."""
-    labels, scores = material.kinds != "good", np.stack([one.scores for one in models], axis=1)  # (N,), (N, 2)
-    thresholds = np.array([one.threshold for one in models])
-    aurocs = [material.auroc(one.scores) for one in models]
+    labels, scores = models.labels, np.stack([models.champion.scores, challenger.scores], axis=1)  # (N,), (N, 2)
+    thresholds = np.array([models.champion.threshold, challenger.threshold])
 
     def evidence(seed: int) -> Evidence:
         generator = np.random.default_rng([seed, images])
         rows = np.concatenate([generator.choice(np.flatnonzero(labels == own), images) for own in (False, True)])
-        return evidence_of(labels[rows], material.kinds[rows], scores[rows], thresholds, seed, gate)
+        return evidence_of(labels[rows], models.kinds[rows], scores[rows], thresholds, seed, gate)
 
     return {
-        "model": models[1].name,
+        "model": challenger.name,
         "test_images": images,
-        "lost_points": round(100 * (aurocs[0] - aurocs[1]), 2),
-        "auroc": round(aurocs[0], 4),
+        "lost_points": round(models.lost_points(challenger), 2),
+        "auroc": round(image_auroc(models.kinds, models.champion.scores), 4),
         "correlation": round(correlation_of(labels, scores), 3),
     } | shares(evidence, trials, gate)
 
