@@ -18,6 +18,7 @@ import psutil
 import pytest
 import yaml
 
+from flows.retraining.asking import DEPLOYMENT
 from tests.project import STEPS, Project
 from tests.retraining.test_kill import attempts, checkpoint_step, mlflow_client
 from tests.servers import end, prefect_server
@@ -85,9 +86,9 @@ def worker(site: Project) -> Iterator["subprocess.Popen[bytes]"]:
         end(process, 60)
 
 
-def wait_for(look: Callable[[], Found | None], often: float = 0.5) -> Found:
+def wait_for(look: Callable[[], Found | None], often: float = 0.5, patience: float = PATIENCE) -> Found:
     """What `look` finds, as soon as it finds something."""
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + patience
     while time.monotonic() < until:
         if (found := look()) is not None:
             return found
@@ -133,6 +134,9 @@ def test_deploying_again_and_again_has_the_same_end(site: Project) -> None:
     assert snapshot(site) == before
     names = [one["name"] for one in yaml.safe_load((site.folder / "prefect.yaml").read_text())["deployments"]]
     assert sorted(before["deployments"]) == sorted(names)
+    assert before["deployments"]["gate"] == ("flows/retraining/schedule.py:gate", [], "default")
+    with client_of(site) as client:  # the name by which a retraining asks for it
+        assert client.read_deployment_by_name(DEPLOYMENT).name == "gate"
     assert (before["pool"], before["queues"]) == ("process", {"default": None, "training": 1})
     assert len(before["automations"]) == 4
     assert all(name.startswith("Flawline: ") for name in before["automations"])
