@@ -1,4 +1,4 @@
-"""A version is made again from its commit, on another machine, to the same bytes; or what differs is said, and why."""
+"""Making a version again from its commit: what differs is said, and why. Whole reproductions are in test_update.py."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from flows.retraining import commits
 from flows.retraining.commits import Commit
 from flows.retraining.reproducing import compare_files, find_recorded, reasons_for
 from flows.retraining.scratch import Scratch, bring_data, scratch_clone
-from tests.project import Project, is_one_sentence, make_project, new_images
+from tests.project import Project, make_project
 
 UP_TO_DATE = "Data and pipelines are up to date."
 
@@ -47,49 +47,6 @@ def project_with_remotes(folder: Path) -> Project:
 def said(done: "subprocess.CompletedProcess[str]") -> str:
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3000)  # two runs and two reproductions, on a busy machine
-def test_two_versions_on_own_data_are_made_again_on_another_machine_to_the_same_bytes(tmp_path: Path) -> None:
-    here = project_with_remotes(tmp_path)
-    figures, times = {}, {}
-    for number in (1, 2):
-        images = tmp_path / "images" if number == 1 else new_images(tmp_path / "more", 3)[0].parent
-        said(here.flawline("data", "add", images, "--category", "widget"))
-        words = said(here.flawline("run", "widget"))
-        assert f"widget: version {number} is commit" in words
-        assert f"widget: version {number} sent to origin" in words
-        figures[number] = (here.folder / "metrics/widget.json").read_bytes()
-        times[number] = datetime.now(UTC)
-    here.git("push", "-q", "origin", "main")
-    assert here.git("status", "--porcelain", "--untracked-files=no") == ""
-    assert here.git("branch", "--format=%(refname:short)").split() == ["flawline/widget/1", "flawline/widget/2", "main"]
-
-    subprocess.run(["git", "clone", "-q", tmp_path / "remote.git", tmp_path / "there"], check=True)
-    there = Project(tmp_path / "there", {**here.environment, "DVC_SITE_CACHE_DIR": str(tmp_path / "b")})
-    there.git("checkout", "-q", "flawline/widget/1")
-    said(there.dvc("pull"))
-    assert there.dvc("status").stdout.strip() == UP_TO_DATE
-    assert (there.folder / "metrics/widget.json").read_bytes() == figures[1] != figures[2]
-    assert UP_TO_DATE in said(there.dvc("repro"))
-    assert there.git("status", "--porcelain") == ""
-
-    for number in (1, 2):
-        words = said(there.flawline("reproduce", f"widget@{number}"))
-        assert f"widget version {number} is identical: " in words
-        assert there.git("rev-parse", f"origin/flawline/widget/{number}")[:10] in words
-    assert there.git("status", "--porcelain") == ""
-    assert [path for path in (there.folder / ".flawline/scratch").iterdir() if path.is_dir()] == []
-
-    found = json.loads(said(here.flawline("which", "widget", "--at", times[1].isoformat(), "--json")))
-    versions = json.loads(said(here.flawline("data", "versions", "widget", "--json")))
-    assert found["version"] == 1
-    assert found["commit"] == here.git("rev-parse", "flawline/widget/1")
-    assert found["data_version"] == versions[-1]["digest"]
-    assert [one["models"] for one in versions] == [[2], [1]]
-    assert found["command"] == "flawline reproduce widget@1"
-    assert is_one_sentence(here.flawline("which", "widget", "--at", "2020-01-01").stderr)
 
 
 def recorded(outputs: Mapping[str, str]) -> dict[str, dict[str, Any]]:
