@@ -128,9 +128,13 @@ def calibrated(part: NetworkPart, prepared: Prepared, plan: Plan) -> tuple[Netwo
 
 
 def _sentence(category: str, method: str, before: float, after: float, kept: bool) -> str:
-    end = (
-        "the detector without it is kept; network.keep=always would serve the network."
-        if kept
-        else "it serves all the same, as network.keep is always."
+    """Which of the two serves and why, with both marks."""
+    if kept:
+        return (
+            f"{category}: the detector without {method} serves, exam mark {before:.4f}; with it {after:.4f} "
+            "(network.keep=always would serve the network)."
+        )
+    return (
+        f"{category}: {method} serves, exam mark {after:.4f}, as network.keep is always; the detector without it "
+        f"has {before:.4f}."
     )
-    return f"Training {method} did not help on {category}: exam mark {before:.4f} without, {after:.4f} with it; {end}"

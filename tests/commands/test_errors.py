@@ -243,7 +243,7 @@ def test_a_run_whose_own_state_has_no_room_is_refused_before_anything_is_compute
 
 
 def last_line(stderr: str) -> str:
-    """What was said last: before it the stage may say that training did not help."""
+    """What was said last: before it the stage may say what serves."""
     return stderr.strip().splitlines()[-1]
 
 

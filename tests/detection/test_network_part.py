@@ -190,7 +190,8 @@ def test_a_network_that_is_worse_is_named_and_serves_only_where_it_shall(
     found, scores, selection = served.detector, served.calibration, served.selection
     assert (served.map_range == (0.0, 1.0)) == (keep == "exam")
     assert (scores is without.served.calibration) == (keep == "exam")
-    assert "Training nsa-logistic did not help on bolt" in capsys.readouterr().err
+    serves = "the detector without nsa-logistic" if keep == "exam" else "nsa-logistic"
+    assert f"bolt: {serves} serves, exam mark" in capsys.readouterr().err
     assert selection["encoder"] == ("pretrained" if keep == "exam" else "network")
     assert (found is baseline) == (keep == "exam")
     assert selection["held_out_marks"]["network"] == 0.0
