@@ -21,7 +21,7 @@ from benchmarks.common import print_table, write_results
 from components.foundation.draws import SampleKeys
 from components.foundation.limits import ImageLimits
 from components.foundation.params import NsaSection
-from components.images.decode import read_image, resize_image
+from components.images.decode import read_square
 from components.images.layout import image_files
 from components.synthesis.nsa import NsaSample, nsa_batch, prepare
 from components.synthesis.nsa_derive import sample_statistics
@@ -86,7 +86,7 @@ def read_images(data: Path, category: str) -> list[Image]:
     """At most 64 good training images of a category, evenly spread, at 256 pixels."""
     folder = next(path for path in (data / category, data / "mvtec" / category) if path.is_dir())
     files = image_files(folder / "train" / "good")
-    return [resize_image(read_image(files[i], ImageLimits()), SIZE) for i in spread(np.arange(len(files)))]
+    return [read_square(files[i], SIZE, ImageLimits()) for i in spread(np.arange(len(files)))]
 
 
 def main() -> None:

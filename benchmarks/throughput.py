@@ -34,7 +34,7 @@ from components.foundation.draws import SampleKeys
 from components.foundation.errors import UserError
 from components.foundation.limits import ImageLimits
 from components.foundation.params import BackboneParams, SynthesisParams, TrainingParams
-from components.images.decode import read_image, resize_image
+from components.images.decode import read_square
 from components.images.layout import image_files
 from components.images.tensors import as_tensor
 from components.learning.backbone import build_encoder
@@ -92,7 +92,7 @@ def read_images(data: Path) -> Iterator[np.ndarray]:
         raise UserError(f"There is no train/good folder under {data}: give a category in the MVTec AD layout.")
     turns = chain.from_iterable(zip_longest(*(image_files(folder)[:BATCH] for folder in folders)))
     paths = [path for path in islice(turns, BATCH * len(folders)) if path is not None]
-    images = [resize_image(read_image(path, ImageLimits()), SIDE) for path in paths[:BATCH]]
+    images = [read_square(path, SIDE, ImageLimits()) for path in paths[:BATCH]]
     return islice(chain.from_iterable([images] * BATCH), BATCH)
 
 

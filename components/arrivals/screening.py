@@ -16,7 +16,7 @@ from components.detection.capsule import Capsule
 from components.detection.detector import BATCH
 from components.evaluation.figures import map_gallery
 from components.foundation.limits import ImageLimits
-from components.images.decode import read_image, resize_image
+from components.images.decode import read_square
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def screen(
     for start in range(0, len(paths), BATCH):
         batch = paths[start : start + BATCH]
         # Resampled one by one, so that a batch of large images never lies decoded in memory.
-        images = [resize_image(read_image(path, limits), capsule.detector.size) for path in batch]
+        images = [read_square(path, capsule.detector.size, limits) for path in batch]
         scores, maps = capsule.score(images)
         p_values = capsule.p_values(scores)
         for row, (score, p_value) in enumerate(zip(scores.tolist(), p_values.tolist(), strict=True)):

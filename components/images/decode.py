@@ -126,6 +126,11 @@ def resize_image(image: np.ndarray, size: int) -> np.ndarray:
     return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
 
 
+def read_square(path: Path, size: int, limits: ImageLimits) -> np.ndarray:
+    """The image as the models see it: `read_image`, resampled to (size, size, 3) uint8. Errors as of `read_image`."""
+    return resize_image(read_image(path, limits), size)
+
+
 def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
     """Resample (H, W) bool to (size, size) bool by nearest neighbour."""
     if mask.shape == (size, size):

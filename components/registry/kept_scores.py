@@ -12,7 +12,7 @@ from components.detection.capsule import Capsule, load_capsule
 from components.detection.detector import BATCH
 from components.foundation.files import read_json, sha256_file, write_json
 from components.foundation.limits import ImageLimits
-from components.images.decode import read_image, resize_image
+from components.images.decode import read_square
 from components.tracking.connection import STATE
 
 FOLDER = STATE / "scores"
@@ -54,5 +54,5 @@ def _scored(capsule: Capsule, images: Mapping[str, Path], limits: ImageLimits) -
     for start in range(0, len(items), BATCH):
         batch = items[start : start + BATCH]
         # Resampled one by one, so that a batch of large images never lies decoded in memory.
-        pixels = [resize_image(read_image(path, limits), capsule.detector.size) for _, path in batch]
+        pixels = [read_square(path, capsule.detector.size, limits) for _, path in batch]
         yield from zip((image for image, _ in batch), capsule.score(pixels)[0].tolist(), strict=True)

@@ -41,7 +41,7 @@ from components.foundation.params import EvaluationParams, Params
 from components.foundation.places import Places
 from components.foundation.runtime import use_threads
 from components.images.dataset import ImageRecord, list_category
-from components.images.decode import merged_mask, read_image, resize_image
+from components.images.decode import merged_mask, read_square
 from components.stages.command import run_stage
 from components.tracking.connection import FIGURES, KINDS, PICTURES, SUMMARY
 from components.tracking.fingerprint import learned_digest, open_category_run
@@ -112,7 +112,7 @@ def score_records(detector: Detector, records: Sequence[ImageRecord], limits: Im
     masks = np.zeros((len(records), size, size), bool)
     for start in range(0, len(records), BATCH):
         rows = range(start, min(start + BATCH, len(records)))
-        images = [resize_image(read_image(records[row].path, limits), size) for row in rows]
+        images = [read_square(records[row].path, size, limits) for row in rows]
         scores[start : rows.stop], maps[start : rows.stop] = detector.score(images)
         for row in rows:
             masks[row] = merged_mask(records[row].masks, size, limits)
@@ -211,7 +211,7 @@ def log_pictures(run: Run, capsule: Capsule, scored: Scored, params: Params) -> 
     for key, rows in notable_rows(scored, capsule.threshold).items():
         for step, row in enumerate(rows):
             record = scored.records[row]
-            image = resize_image(read_image(record.path, limits), size)
+            image = read_square(record.path, size, limits)
             words = f"{record.kind} {Path(record.name).name}, {scored.scores[row]:.3g}"
             picture = map_picture(image, scored.maps[row], scored.masks[row], words, capsule.map_range)
             run.log_picture(picture, f"{PICTURES}/{key}", step)
@@ -235,7 +235,7 @@ def draw_gallery(path: Path, capsule: Capsule, scored: Scored, params: Params) -
     rows = list(gallery_rows(scored, params.evaluation.gallery))
     limits, size = params.limits.image_limits().at_depth(capsule.bits), capsule.detector.size
     map_gallery(
-        [resize_image(read_image(scored.records[row].path, limits), size) for row in rows],
+        [read_square(scored.records[row].path, size, limits) for row in rows],
         list(scored.maps[rows]),
         [scored.masks[row] if scored.has_truth[row] else None for row in rows],
         scored.scores[rows].tolist(),
@@ -250,7 +250,7 @@ def draw_gallery(path: Path, capsule: Capsule, scored: Scored, params: Params) -
 def draw_setting(path: Path, capsule: Capsule, setting: Sequence[tuple[ImageRecord, float]], params: Params) -> None:
     """Draw the good images that set the threshold, so that a person can look whether they are good."""
     limits, size = params.limits.image_limits().at_depth(capsule.bits), capsule.detector.size
-    images = [resize_image(read_image(record.path, limits), size) for record, _ in setting]
+    images = [read_square(record.path, size, limits) for record, _ in setting]
     map_gallery(
         images,
         list(capsule.score(images)[1]),

@@ -18,7 +18,7 @@ from components.foundation.making import REMEDY, write_making
 from components.foundation.params import Params
 from components.foundation.places import KNOWN, Places
 from components.images.dataset import list_category
-from components.images.decode import read_image, resize_image
+from components.images.decode import read_square
 from components.images.identity import EXAMINE, LEARN, Roles, keys_of
 from components.images.known import Known
 from components.images.tensors import as_tensor
@@ -117,7 +117,7 @@ def write_images(folder: Path, paths: Mapping[str, Path], params: Params, bits: 
     for start in range(0, len(digests), AT_ONCE):
         some = digests[start : start + AT_ONCE]
         found = known.pixels(some, (size, size, 3))
-        made = {one: resize_image(read_image(paths[one], limits), size) for one in some if one not in found}
+        made = {one: read_square(paths[one], size, limits) for one in some if one not in found}
         known.keep_pixels(made)
         for row, digest in enumerate(some, start):
             images[row] = made[digest] if digest in made else found[digest]

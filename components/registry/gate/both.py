@@ -17,7 +17,7 @@ from components.foundation.errors import UserError
 from components.foundation.files import digest_of, sha256_file
 from components.foundation.limits import ImageLimits
 from components.images.dataset import ImageRecord
-from components.images.decode import merged_mask, read_image, resize_image, resize_mask
+from components.images.decode import merged_mask, read_image, read_square, resize_mask
 from components.images.identity import keys_of
 from components.synthesis.prepared import new_array
 
@@ -163,7 +163,7 @@ def _arrays(sizes: Sequence[int], count: int, scratch: Path) -> tuple[Pair, Pair
 
 def _pixels(records: Sequence[ImageRecord], size: int, limits: ImageLimits) -> list[np.ndarray]:
     """Each image as uint8 (size, size, 3), resampled one by one."""
-    return [resize_image(read_image(record.path, limits), size) for record in records]
+    return [read_square(record.path, size, limits) for record in records]
 
 
 def _pair(values: Iterable[np.ndarray]) -> Pair:

@@ -11,7 +11,7 @@ from components.evaluation.figures import map_tiles
 from components.evaluation.report_page import HEAD, STYLE, jpeg_uri, page_template
 from components.foundation.errors import printable
 from components.foundation.limits import ImageLimits
-from components.images.decode import read_image, resize_image
+from components.images.decode import read_square
 from components.registry.gate.both import Both
 from components.registry.gate.decision import Evidence, Verdict
 from components.registry.gate.flips import KNOWN, Flip
@@ -136,7 +136,7 @@ def _flip(flip: Flip, facts: Facts) -> dict[str, Any]:
     champion, challenger = facts.capsules
     record = facts.both.images[flip.row].record
     size = challenger.detector.size
-    image = resize_image(read_image(record.path, facts.limits.at_depth(challenger.bits)), size)
+    image = read_square(record.path, size, facts.limits.at_depth(challenger.bits))
     maps = [facts.both.maps[0][flip.row], facts.both.maps[1][flip.row]]
     ranges = [champion.map_range, challenger.map_range]
     tiles = map_tiles(image, maps, facts.both.masks[1][flip.row], ranges, TILE)
