@@ -134,8 +134,9 @@ def test_memory_does_not_grow_with_the_number_of_images(scoring: Path, monkeypat
 
 def test_screening_needs_no_more_memory_for_more_images(scoring: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from components.arrivals import screening
+    from components.images import decode
 
-    most = most_decoded(monkeypatch, screening, "read_image")
+    most = most_decoded(monkeypatch, decode, "read_image")
     paths = written([scoring / f"{number}.png" for number in range(22)])
     pictures = [scoring / "maps" / path.name for path in paths]
     capsule = load_capsule(Path("capsule"))
