@@ -8,7 +8,8 @@ LOG := $(VENV)/install.log
 export PYTHONDONTWRITEBYTECODE :=
 # Two processes; the tests of a file stay together, as they share what is dear to set up.
 PARALLEL ?= -n 2 --dist loadfile
-QUIET := GX_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 MLFLOW_DISABLE_TELEMETRY=true PREFECT_SERVER_ANALYTICS_ENABLED=false
+# One thread of computation for each of these processes.
+QUIET := OMP_NUM_THREADS=1 GX_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 MLFLOW_DISABLE_TELEMETRY=true PREFECT_SERVER_ANALYTICS_ENABLED=false
 
 .PHONY: demo test fast-test lint types lock clean
 
