@@ -168,7 +168,8 @@ def test_without_defects_the_exam_is_sat_by_both(
     report = judged(number)
     assert report["measured_on"] == "exam"
     kinds = [one["name"] for one in report["figures"] if one["is_kind"]]
-    assert {"cutpaste", "scar", "cutout"} <= set(kinds)
+    assert {"foreign", "stroke", "stain", "blur", "hole", "warp", "specks"} <= set(kinds), kinds
+    assert not {"cutpaste", "scar", "cutout", "nsa"} & set(kinds)  # what a method here is taught
 
 
 def test_with_the_policy_person_a_version_waits_whatever_happens_until_it_is_answered(
