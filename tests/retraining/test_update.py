@@ -57,7 +57,7 @@ class Line:
     times: dict[int, datetime] = field(default_factory=dict)
 
     def add(self, name: str, count: int) -> None:
-        """New good images come into the data."""
+        """New good images come into the data; the length of the name decides what they show."""
         images = new_images(self.folder / name, count, seed=len(name))
         for path in images:
             path.rename(path.with_name(path.name.replace("new", name)))
@@ -189,7 +189,7 @@ def test_a_scheduled_retraining_learns_all_anew_where_much_is_new_or_the_champio
     """The last test of the line, which it makes longer."""
     project = line.project
     project.set_params({"retrain": {"update_share": 0.2}})
-    line.add("last", 1)
+    line.add("newest", 1)
     line.note(said(project.run("-c", SCHEDULED)))  # 21 images, of which an update would still know 17
     assert "widget: everything is learned anew, as the images have become more or fewer by 24%" in line.words[5]
     monkeypatch.chdir(project.folder)
