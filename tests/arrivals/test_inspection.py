@@ -104,10 +104,12 @@ def test_an_error_that_is_no_files_fault_refuses_none(tmp_path: Path, capfd: pyt
 
 def test_inspectors_end_when_the_process_that_has_them_is_killed() -> None:
     with subprocess.Popen([sys.executable, "-c", HOLD], cwd=REPOSITORY, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        assert int(holder.stdout.readline()) == holder.pid
-        inspectors = own_inspectors(holder.pid)
-        assert len(inspectors) == 2
-        holder.kill()
+        try:
+            assert holder.stdout is not None
+            assert int(holder.stdout.readline()) == holder.pid
+            wait_for(lambda: len(own_inspectors(holder.pid)) == 2)  # one that begins has no command line for a moment
+            inspectors = own_inspectors(holder.pid)
+        finally:
+            holder.kill()
     gone, alive = psutil.wait_procs(inspectors, PATIENCE)
     assert (len(gone), alive) == (2, [])
