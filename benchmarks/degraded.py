@@ -25,7 +25,7 @@ from components.foundation.params import Params, parse_params, read_preset
 from components.foundation.places import Places
 from components.foundation.runtime import use_threads
 from components.images.dataset import list_category
-from components.images.decode import read_image, resize_image
+from components.images.decode import read_square
 from components.images.tensors import as_tensor
 from components.learning.backbone import Encoder, build_encoder
 from components.stages import synthesize, validate
@@ -136,7 +136,7 @@ def material_of(category: Path, work: Path) -> Material:
         encoder = build_encoder(params.backbone, params.seed)
         _, chosen = choose_compositions(make_banks({PRETRAINED: encoder}, prepared, params)[PRETRAINED], params)
     records, limits = list_category(root).test, params.limits.image_limits().at_depth(prepared.bits)
-    images = np.stack([resize_image(read_image(record.path, limits), params.image.side) for record in records])
+    images = np.stack([read_square(record.path, params.image.side, limits) for record in records])
     good, test = (features_of(encoder, some, chosen.image[0]) for some in (prepared.images, images))
     return Material(prepared, params, chosen.image[0], good, test, np.array([record.kind for record in records]))
 

@@ -10,7 +10,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from tests.project import Project, make_project
+from tests.project import FOREIGN, Project, make_project
 from tests.servers import S3Server, s3_server
 
 hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is no fault
@@ -142,8 +142,7 @@ def git_project(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     own = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
     copy = project.copy(tmp_path / "project")
     copy = Project(copy.folder, {**copy.environment, **own, "DVC_SITE_CACHE_DIR": str(tmp_path / "site")})
-    foreign = ("GIT_", "DVC_", "MLFLOW_", "FLAWLINE_", "PREFECT_API")
-    for name in [name for name in os.environ if name.startswith(foreign)]:
+    for name in [name for name in os.environ if name.startswith(FOREIGN) and name != "PREFECT_PROFILES_PATH"]:
         monkeypatch.delenv(name)
     for name in (*own, "DVC_SITE_CACHE_DIR", "DVC_NO_ANALYTICS"):
         monkeypatch.setenv(name, copy.environment[name])

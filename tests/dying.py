@@ -7,7 +7,6 @@ What a process does is what Python tells of it to audit hooks, in words: "os.rem
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -50,16 +49,7 @@ def note_changes(note: Callable[[str], object]) -> None:
 
 def kill_flawline(project: Project, before: Sequence[str], *arguments: str) -> None:
     """`flawline ARGUMENTS`, which is killed with all that it has started before the last of these steps."""
-    done = subprocess.run(
-        [sys.executable, "-c", _FLAWLINE, "|".join(before), *arguments],
-        cwd=project.folder,
-        env=dict(project.environment),
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-        start_new_session=True,
-    )
+    done = project.run("-c", _FLAWLINE, "|".join(before), *arguments)
     assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
 
 

@@ -17,6 +17,7 @@ REPOSITORY = Path(__file__).parents[1]
 CATEGORIES = ("widget", "gadget")  # the second has no defective image and no mask
 STEPS = 24  # of training: 4 of the head, 20 of all layers
 SIDE = 48
+FOREIGN = ("PREFECT_", "MLFLOW_", "FLAWLINE_", "DVC_", "GIT_")  # variables that reach other projects' state or services
 TINY: dict[str, Any] = {
     "method": "cutpaste-3way",
     "threads": 1,
@@ -164,8 +165,7 @@ def is_one_sentence(stderr: str) -> bool:
 
 def _environment(folder: Path) -> dict[str, str]:
     """This process's environment, without what would reach other projects' state or services."""
-    foreign = ("PREFECT_", "MLFLOW_", "FLAWLINE_", "DVC_", "GIT_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign) and name != "PYTHONPATH"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN) and name != "PYTHONPATH"}
     own = {"FLAWLINE_PYTHON": sys.executable, "DVC_SITE_CACHE_DIR": str(folder.parent / "dvc"), "OMP_NUM_THREADS": "1"}
     if sys.dont_write_bytecode:  # else each of many processes would compile thousands of files anew
         del kept["PYTHONDONTWRITEBYTECODE"]

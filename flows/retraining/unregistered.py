@@ -14,7 +14,7 @@ FOLDER = Path(".flawline/unregistered")
 
 def note(category: str) -> None:
     """Remember that the category's present capsule is to be registered."""
-    write_json(_path(category), {"capsule_digest": read_json(Places(category).capsule / "capsule.json")["digest"]})
+    write_json(_path(category), {"capsule_digest": _digest(category)})
 
 
 @contextmanager
@@ -46,17 +46,17 @@ def categories() -> list[str]:
 
 def is_current(category: str) -> bool:
     """Whether the capsule that is to be registered is still the one that lies there; another one is nobody's wish."""
-    places = Places(category)
     with suppress(FileNotFoundError, ValueError, LookupError, TypeError):  # a damaged one is no one's either
         wanted = read_json(_path(category))["capsule_digest"]
-        if (
-            wanted
-            == read_json(places.figures)["capsule_digest"]
-            == read_json(places.capsule / "capsule.json")["digest"]
-        ):
+        if wanted == read_json(Places(category).figures)["capsule_digest"] == _digest(category):
             return True
     forget(category)
     return False
+
+
+def _digest(category: str) -> object:
+    """Of the present capsule, by its own word; opening it would take torch."""
+    return read_json(Places(category).capsule / "capsule.json")["digest"]
 
 
 def _path(category: str) -> Path:
