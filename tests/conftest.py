@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 
 from tests.project import FOREIGN, Project, make_project
-from tests.servers import S3Server, s3_server
+from tests.servers import S3Server, prefect_database, s3_server
 
 hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is no fault
 hypothesis.settings.load_profile("patient")
@@ -24,6 +24,23 @@ _MLFLOW_VARIABLES = (
     "MLFLOW_RUN_ID",
     "FLAWLINE_PARENT_RUN",
 )
+
+
+LONGEST = (  # take minutes each: begun first, so that no process waits for another at the end
+    *("retraining/test_update.py", "retraining/test_prefect_server.py", "registry/test_promotion.py"),
+    *("retraining/test_mission.py", "arrivals/test_ingest_line.py", "commands/test_errors.py"),
+    *("stages/test_promise_kept.py", "retraining/test_lifetime.py", "retraining/test_line.py"),
+    *("arrivals/test_ingest_kill.py", "data/test_old_version.py", "arrivals/test_ingest.py"),
+    *("retraining/test_asking.py", "stages/test_fit.py", "tracking/test_outbox.py", "stages/test_validate.py"),
+    *("retraining/test_schedule.py", "registry/test_versions.py", "images/test_shift.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files."""
+    tests = Path(__file__).parent
+    order = {tests / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 @pytest.fixture(autouse=True)
@@ -128,9 +145,27 @@ def make_capsule() -> MakeCapsule:
 
 
 @pytest.fixture(scope="session")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A tiny project with two categories in which nothing has run yet; to be copied, not changed."""
-    return make_project(tmp_path_factory.mktemp("line") / "fresh")
+def databases(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Path:
+    """What a project's first run writes into `.flawline`: databases of MLflow and Prefect with empty tables."""
+    folder = tmp_path_factory.mktemp("databases")
+    (folder / "mlflow").mkdir()
+    shutil.copy(mlflow_database, folder / "mlflow" / "mlflow.db")
+    prefect_database(folder / "prefect")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory, databases: Path) -> Iterator[Project]:
+    """A tiny project with two categories in which nothing has run yet; to be copied, not changed.
+
+    Its stages are forked from one process that has imported the libraries (`Project.cold` has none).
+    """
+    from flows.retraining.warm_stages import ADDRESS, warm_process
+
+    made = make_project(tmp_path_factory.mktemp("line") / "fresh")
+    shutil.copytree(databases, made.folder / ".flawline")
+    with warm_process({"OMP_NUM_THREADS": "1"}) as address:
+        yield Project(made.folder, {**made.environment, ADDRESS: address})
 
 
 @pytest.fixture

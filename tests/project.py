@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import yaml
 from PIL import Image
+
+from flows.retraining.warm_stages import ADDRESS
 
 REPOSITORY = Path(__file__).parents[1]
 CATEGORIES = ("widget", "gadget")  # the second has no defective image and no mask
@@ -45,9 +47,14 @@ class Project:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, *command: str, before: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
-        """Run a program to its end; `before` is called in its process first."""
+        """Run a program of Python to its end; `before` is called in its process first."""
+        return self._run([sys.executable, *command], before)
+
+    def _run(
+        self, command: Sequence[str], before: Callable[[], None] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, *command],
+            command,
             cwd=self.folder,
             env=dict(self.environment),
             capture_output=True,
@@ -75,8 +82,14 @@ class Project:
     def stage(
         self, name: str, category: str, before: Callable[[], None] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """What dvc.yaml calls for one stage of one category."""
+        """One stage of one category; with `before`, in an interpreter of its own."""
+        if before is None:
+            return self._run(["infra/stage", name, category])
         return self.run("-m", f"components.stages.{name}", category, before=before)
+
+    def cold(self) -> "Project":
+        """The same, but each flow makes ready its own process from which its stages are forked."""
+        return Project(self.folder, {name: value for name, value in self.environment.items() if name != ADDRESS})
 
     def copy(self, folder: Path) -> "Project":
         """The same project, with all that it has computed, in another folder."""

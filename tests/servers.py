@@ -66,16 +66,26 @@ def s3_server(root: Path, *buckets: str) -> Iterator[S3Server]:
         yield S3Server(f"http://127.0.0.1:{port}", root)
 
 
+def prefect_database(folder: Path) -> None:
+    """Make the folder as PREFECT_HOME, with a database whose tables are empty."""
+    folder.mkdir(parents=True)
+    command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
+    subprocess.run(command, env=_prefect_environment(folder), capture_output=True, check=True)
+
+
+def _prefect_environment(folder: Path) -> dict[str, str]:
+    own = {"PREFECT_HOME": str(folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    own |= {"PREFECT_SERVER_DATABASE_TIMEOUT": "120"}  # SQLite's patience on a busy machine
+    return {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | own
+
+
 @contextlib.contextmanager
 def prefect_server(folder: Path) -> Iterator[str]:
     """Run a Prefect server with its database in `folder` until the block ends; yields PREFECT_API_URL."""
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    own = {"PREFECT_HOME": str(folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
-    own |= {"PREFECT_SERVER_DATABASE_TIMEOUT": "120"}  # SQLite's patience on a busy machine
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    with running(command, port, folder / "server.log", kept | own):
+    with running(command, port, folder / "server.log", _prefect_environment(folder)):
         url = f"http://127.0.0.1:{port}/api"
         _wait_until_answers(f"{url}/health", folder / "server.log")
         yield url

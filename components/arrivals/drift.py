@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from components.images.measures import MEASURES
 
@@ -37,6 +36,8 @@ def find_drift(before: Any, now: Any, level: float) -> list[Drift]:
 
     Returns one row per measure, in that order; `drifted` are those that are rejected at the family-wise level.
     """
+    from scipy import stats  # takes half a second
+
     tests = [stats.ks_2samp(np.asarray(before[name]), np.asarray(now[name])) for name in MEASURES]
     corrected = holm([test.pvalue for test in tests])
     return [

@@ -3,18 +3,20 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from components.arrivals.delivery import Delivery, Item
 from components.arrivals.entries import Move
 from components.arrivals.inbox import Source
 from components.arrivals.names import encode_key, shown_name
-from components.arrivals.triage import Verdict
+
+if TYPE_CHECKING:  # who looks for a folder only need not import what triage computes with
+    from components.arrivals.triage import Verdict
 
 REASON, PICTURE, MANIFEST = ".json", ".map.png", "batch.json"
 
 
-def store_outcomes(delivery: Delivery, source: Source, verdicts: Sequence[Verdict]) -> None:
+def store_outcomes(delivery: Delivery, source: Source, verdicts: Sequence["Verdict"]) -> None:
     """Write reasons and anomaly maps, then move each file out of the inbox; may be repeated."""
     items, claim = {item.number: item for item in delivery.items()}, delivery.result("claim")
     arrival = {
@@ -33,7 +35,7 @@ def store_outcomes(delivery: Delivery, source: Source, verdicts: Sequence[Verdic
     source.acknowledge(delivery.category, [_move(delivery, items[verdict.number], verdict) for verdict in verdicts])
 
 
-def summarise(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def summarise(verdicts: Sequence["Verdict"]) -> dict[str, Any]:
     """Counts of a delivery: arrived, accepted, held, quarantined, and reasons: how many per code."""
     outcomes = Counter(verdict.outcome for verdict in verdicts)
     reasons = Counter(verdict.code for verdict in verdicts if verdict.code)
@@ -53,13 +55,15 @@ def count_words(counts: Mapping[str, Any]) -> str:
     return f"{words} ({reasons})" if reasons else words
 
 
-def image_name(item: Item, verdict: Verdict) -> str:
+def image_name(item: Item, verdict: "Verdict") -> str:
     """The name of an accepted image in the category: it recalls the original one, and its digest makes it unique."""
     stem, _, suffix = item.file_name.partition("-")[2].rpartition(".")
     return f"train/good/{stem}-{verdict.sha256[:12]}.{suffix}"
 
 
-def _write_reason(delivery: Delivery, source: Source, item: Item, verdict: Verdict, arrival: Mapping[str, Any]) -> None:
+def _write_reason(
+    delivery: Delivery, source: Source, item: Item, verdict: "Verdict", arrival: Mapping[str, Any]
+) -> None:
     place = delivery.place(verdict.outcome, item)
     reason = _reason(delivery, item, verdict, arrival)
     if delivery.picture(item).is_file():
@@ -68,7 +72,7 @@ def _write_reason(delivery: Delivery, source: Source, item: Item, verdict: Verdi
     source.write(place + REASON, _as_bytes(reason))
 
 
-def _reason(delivery: Delivery, item: Item, verdict: Verdict, arrival: Mapping[str, Any]) -> dict[str, Any]:
+def _reason(delivery: Delivery, item: Item, verdict: "Verdict", arrival: Mapping[str, Any]) -> dict[str, Any]:
     reason: dict[str, Any] = {
         "place": delivery.place(verdict.outcome, item),
         "name": item.shown,
@@ -90,7 +94,7 @@ def _reason(delivery: Delivery, item: Item, verdict: Verdict, arrival: Mapping[s
     return reason | {"facts": verdict.facts}
 
 
-def _move(delivery: Delivery, item: Item, verdict: Verdict) -> Move:
+def _move(delivery: Delivery, item: Item, verdict: "Verdict") -> Move:
     copy = delivery.raw(item)
     return Move(item.entry, delivery.place(verdict.outcome, item), copy if copy.is_file() else None)
 

@@ -14,7 +14,7 @@ import numpy as np
 from components.detection import conformal
 from components.detection.capsule import Capsule
 from components.detection.detector import BATCH
-from components.evaluation.figures import map_gallery
+from components.evaluation.sheets import map_gallery
 from components.foundation.limits import ImageLimits
 from components.images.decode import read_square
 

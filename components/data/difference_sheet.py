@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from components.data.version import Difference, Manifest, is_mask
-from components.evaluation.figures import contact_sheet
+from components.evaluation.sheets import contact_sheet
 from components.foundation.limits import ImageLimits
 from components.images.decode import decode_image, read_mask
 

@@ -13,24 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from components.detection import conformal
+from components.detection.card import FORMAT, ROLES, read_card, read_roles
 from components.detection.detector import Composition, Detector, Part
 from components.detection.network_part import NetworkPart
 from components.detection.promise import Promise
 from components.detection.scale import Scale
 from components.foundation.errors import UserError
-from components.foundation.files import digest_of, new_directory, read_json, sha256_file, write_bytes, write_json
+from components.foundation.files import digest_of, new_directory, sha256_file, write_bytes, write_json
 from components.images.identity import Roles
 from components.learning.backbone import load_encoder, save_encoder
 from components.learning.decoder import load_network, save_network
 from components.learning.head import FILE as HEAD_FILE
 from components.learning.head import load_head, save_head
 
-FORMAT = 1
-ROLES = "roles.json"
 TOLERANCE = 1e-4
 
 
@@ -141,34 +140,6 @@ def load_capsule(folder: Path) -> Capsule:
     )
     _check_golden(capsule, folder)
     return capsule
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """What `capsule.json` says, without loading or checking the rest; UserError where there is no capsule."""
-    try:
-        card = dict(read_json(folder / "capsule.json"))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"There is no readable capsule at {folder}: run the pipeline for this category.") from error
-    if card.get("format") != FORMAT:
-        raise UserError(
-            f"The capsule at {folder} has format {card.get('format')}, this version reads {FORMAT}: "
-            "make it anew with `flawline run`."
-        )
-    return card
-
-
-def read_roles(folder: Path) -> Roles | None:
-    """What each good image was for in a stored capsule, without loading the rest; None where it does not say so.
-
-    Of two versions, `identity.both_held_out` says on which images to compare them, `identity.changes` what differs.
-    """
-    return Roles.from_json(read_json(folder / ROLES)) if (folder / ROLES).is_file() else None
-
-
-def count_calibration(folder: Path) -> int:
-    """How many good images, near-duplicates counted once, set the threshold of a stored capsule."""
-    with safe_open(folder / "density.safetensors", "numpy") as arrays:
-        return int(arrays.get_slice("calibration").get_shape()[0])
 
 
 def _card(capsule: Capsule, folder: Path) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from components.detection.capsule import checked_card, read_roles
+from components.detection.capsule import checked_card
+from components.detection.card import read_roles
 from components.detection.detector import Composition
 from components.foundation.errors import UserError
 from components.foundation.files import read_json, write_json

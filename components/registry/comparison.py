@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.detection.capsule import read_card, read_roles
+from components.detection.card import read_card, read_roles
 from components.foundation.limits import ImageLimits
 from components.foundation.making import differences
 from components.images.dataset import ImageRecord

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from components.detection.capsule import read_roles
+from components.detection.card import read_roles
 from components.images.identity import LEARN, Roles
 from components.registry.versions import Version, download_capsule, list_versions
 

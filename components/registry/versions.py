@@ -147,7 +147,8 @@ def register(
         method: as in params.yaml.
         by_kind: what was measured on each kind of defect.
     """
-    from components.detection.capsule import load_capsule, read_card
+    from components.detection.capsule import load_capsule
+    from components.detection.card import read_card
 
     card = read_card(capsule_dir)
     with locked(category), server_errors_explained():

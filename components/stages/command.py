@@ -1,5 +1,7 @@
 """The command line of every stage, `python -m components.stages.NAME CATEGORY`: its parameters, its errors."""
 
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -37,6 +39,7 @@ def run_stage(main: Callable[[str, Params], None], reads: Sequence[str]) -> None
 
 def run_guarded(action: Callable[[], None]) -> None:
     """Run `action`; a UserError or an operating-system error becomes one sentence on stderr and exit code 1."""
+    atexit.register(gc.freeze)  # a process that ends need not look for garbage in all its libraries first
     try:
         action()
     except (UserError, OSError) as error:

@@ -17,14 +17,7 @@ import numpy as np
 from components.detection.capsule import Capsule, load_capsule
 from components.detection.detector import BATCH, Detector
 from components.detection.promise import cost_words
-from components.evaluation.figures import (
-    exam_figure,
-    history_figure,
-    map_gallery,
-    map_picture,
-    roc_figure,
-    score_histogram,
-)
+from components.evaluation.figures import exam_figure, history_figure, roc_figure, score_histogram
 from components.evaluation.metrics import (
     auroc,
     bootstrap_interval,
@@ -34,6 +27,7 @@ from components.evaluation.metrics import (
     pixel_figures,
     roc_curve,
 )
+from components.evaluation.sheets import map_gallery, map_picture
 from components.foundation.files import new_directory, sha256_file, write_json, write_text
 from components.foundation.limits import ImageLimits
 from components.foundation.making import check_making

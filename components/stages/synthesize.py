@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from components.evaluation.figures import contact_sheet
+from components.evaluation.sheets import contact_sheet
 from components.foundation.byte_cache import ByteCache
 from components.foundation.draws import SampleKeys, uniform
 from components.foundation.errors import UserError

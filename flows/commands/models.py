@@ -195,7 +195,7 @@ def threshold(
 
 def _commit_threshold(made: "Version") -> None:
     """Give the version a commit; where there can be none, it is none the worse, and that is said."""
-    from components.detection.capsule import read_card
+    from components.detection.card import read_card
     from components.foundation.params import load_params
     from components.registry.threshold import ORIGIN
     from components.registry.versions import download_capsule

@@ -83,14 +83,14 @@ def champion_card(category: str) -> Mapping[str, Any]:
     """What the champion's capsule says of itself; UserError where there is no champion."""
     if registry.champion(category) is None:
         raise UserError("it has no champion yet")
-    from components.detection.capsule import read_card
+    from components.detection.card import read_card
 
     return read_card(registry.download_capsule(category))
 
 
 def changed_share(category: str, pin: Pin) -> float:
     """By what share of the last full training's good images there are more or fewer now."""
-    from components.detection.capsule import read_card, read_roles
+    from components.detection.card import read_card, read_roles
     from components.detection.keeping import UPDATED
 
     folder = fetch(category, pin)

@@ -6,7 +6,9 @@ when it cannot be reached, the stage starts an interpreter of its own. The code 
 preloaded.
 """
 
+import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -19,21 +21,25 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from flows.common.keeper import can_watch
 from flows.common.lifetime import ended_first
 
 ADDRESS = "FLAWLINE_WARM_STAGES"
-PRELOADED = ("great_expectations", "torch", "timm", "mlflow", "safetensors.torch", "matplotlib.figure", "scipy.ndimage")
+PRELOADED = (
+    *("great_expectations", "torch", "timm", "mlflow", "mlflow.store.tracking.sqlalchemy_store", "safetensors.torch"),
+    *("matplotlib.figure", "scipy.ndimage", "skimage.transform"),
+)
 MOST_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
 def warm_stages(variables: Mapping[str, str]) -> Iterator[None]:
-    """Keep a process ready from which stages are forked, unless there is one; it ends with the block, or with us.
+    """Let the stages that are run inside fork from a process that is kept ready, unless there is one.
 
     Where the system does not tell of a process's end there is none, and each stage starts an interpreter of its own.
 
@@ -42,17 +48,26 @@ def warm_stages(variables: Mapping[str, str]) -> Iterator[None]:
     if ADDRESS in os.environ or not can_watch():
         yield
         return
+    with warm_process(variables) as address:
+        os.environ[ADDRESS] = address
+        try:
+            yield
+        finally:
+            del os.environ[ADDRESS]
+
+
+@contextlib.contextmanager
+def warm_process(variables: Mapping[str, str]) -> Iterator[str]:
+    """Keep a process ready from which stages are forked; it ends with the block, or with us. Yields its address."""
     with tempfile.TemporaryDirectory(prefix="flawline-") as folder, socket.socket(socket.AF_UNIX) as listener:
         address = os.path.join(folder, "stages")
         listener.bind(address)
         listener.listen()  # stages that come too early wait here
         with _started(listener, address, variables) as process, ended_first(partial(_let_go, process)):
-            os.environ[ADDRESS] = address
             try:
-                yield
+                yield address
             finally:
                 process.kill()  # it may still be importing
-                del os.environ[ADDRESS]
 
 
 def _started(listener: socket.socket, address: str, variables: Mapping[str, str]) -> "subprocess.Popen[bytes]":
@@ -84,6 +99,7 @@ def main(number: str, address: str) -> None:
     for name in PRELOADED:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    gc.freeze()  # a stage that looks for garbage need not copy all libraries' memory
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what serves a stage
     with socket.socket(fileno=int(number)) as listener:
         while True:
@@ -134,7 +150,25 @@ def become(request: dict[str, Any], files: list[int]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     sys.argv, sys.path[0] = request["arguments"], request["folder"]
-    runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        _leave(ended.code)
+    except Exception:
+        traceback.print_exc()
+        _leave(1)
+    _leave(0)
+
+
+def _leave(code: object) -> NoReturn:
+    """End as `sys.exit(code)` does, but leave the memory to the system: to tidy up all libraries takes seconds."""
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as the interpreter's own end does
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError):  # nobody may read any more
+        sys.stdout.flush()
+    os._exit(code if isinstance(code, int) else int(bool(code)))
 
 
 if __name__ == "__main__":

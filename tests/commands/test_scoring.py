@@ -56,7 +56,7 @@ def test_pictures_of_odd_names_have_plain_ones(stem: str) -> None:
 
 
 def test_rows_say_which_version_scored(scoring: Path) -> None:
-    from components.detection.capsule import read_card
+    from components.detection.card import read_card
 
     (row,) = score_images(written([scoring / "a.png"]), "bottle", "champion", None).rows
     assert (row["version"], row["capsule_digest"]) == (1, read_card(Path("capsule"))["digest"])

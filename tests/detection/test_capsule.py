@@ -15,7 +15,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from components.detection import conformal
-from components.detection.capsule import Capsule, load_capsule, read_card, save_capsule
+from components.detection.capsule import Capsule, load_capsule, save_capsule
+from components.detection.card import read_card
 from components.detection.detector import Composition, Detector, Part, arrange
 from components.detection.scale import Scale
 from components.foundation.errors import UserError

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from components.evaluation import figures
+from components.evaluation import figures, sheets
 
-CYAN = np.array(figures.TRUTH_COLOUR) & 0xFC | np.array(figures.TRUTH_COLOUR) >> 6
+CYAN = np.array(sheets.TRUTH_COLOUR) & 0xFC | np.array(sheets.TRUTH_COLOUR) >> 6
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -39,12 +39,12 @@ def grey(level: int, side: int = 64) -> np.ndarray:
 
 
 def draw_sheet(path: Path) -> None:
-    figures.contact_sheet(noise(3, 32), ["one", "two\nlines", "a caption far too long for its tile, cut"], path)
+    sheets.contact_sheet(noise(3, 32), ["one", "two\nlines", "a caption far too long for its tile, cut"], path)
 
 
 def draw_gallery(path: Path) -> None:
     maps = [np.eye(8), np.zeros((8, 8))]
-    figures.map_gallery(noise(2, 32), maps, [np.eye(32, dtype=bool), None], [1.0, 0.5], ["bad", "good"], path)
+    sheets.map_gallery(noise(2, 32), maps, [np.eye(32, dtype=bool), None], [1.0, 0.5], ["bad", "good"], path)
 
 
 def draw_roc(path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_picture_that_cannot_be_written_leaves_nothing(draw: Callable[[Path], 
 
 def test_sheet_shows_every_image_where_it_belongs(tmp_path: Path) -> None:
     levels = [0, 60, 120, 180, 240]
-    figures.contact_sheet([grey(level) for level in levels], ["x"] * 5, tmp_path / "sheet.png", columns=3)
+    sheets.contact_sheet([grey(level) for level in levels], ["x"] * 5, tmp_path / "sheet.png", columns=3)
     sheet = pixels(tmp_path / "sheet.png")
     height, width, _ = sheet.shape
     middles = [(height // 4, round(width * (1 + 2 * i) / 6)) for i in range(3)]
@@ -99,11 +99,11 @@ def test_sheet_shows_every_image_where_it_belongs(tmp_path: Path) -> None:
 def test_the_sheet_outlines_what_was_changed_in_tiles_as_large_as_asked(tmp_path: Path) -> None:
     mask = np.zeros((64, 64), bool)
     mask[16:48, 16:48] = True
-    figures.contact_sheet([grey(99)] * 2, ["a", "b"], tmp_path / "plain.png", tile=96)
-    figures.contact_sheet([grey(99)] * 2, ["a", "b"], tmp_path / "marked.png", tile=96, masks=[mask, None])
+    sheets.contact_sheet([grey(99)] * 2, ["a", "b"], tmp_path / "plain.png", tile=96)
+    sheets.contact_sheet([grey(99)] * 2, ["a", "b"], tmp_path / "marked.png", tile=96, masks=[mask, None])
     plain, marked = pixels(tmp_path / "plain.png"), pixels(tmp_path / "marked.png")
     assert plain.shape == marked.shape
-    assert plain.shape[1] < 2 * 96 + 3 * figures.MARGIN
+    assert plain.shape[1] < 2 * 96 + 3 * sheets.MARGIN
     assert not holds_colour(tmp_path / "plain.png", CYAN)
     columns = np.flatnonzero((np.abs(marked - CYAN).max(axis=-1) <= 6).any(axis=0))
     assert np.ptp(columns) == pytest.approx(48, abs=4)  # half of one tile
@@ -111,23 +111,23 @@ def test_the_sheet_outlines_what_was_changed_in_tiles_as_large_as_asked(tmp_path
 
 def test_images_of_any_shape_keep_their_proportions(tmp_path: Path) -> None:
     wide = np.zeros((50, 200, 3), np.uint8)
-    figures.contact_sheet([wide], ["wide"], tmp_path / "wide.png")
+    sheets.contact_sheet([wide], ["wide"], tmp_path / "wide.png")
     picture = pixels(tmp_path / "wide.png")
     rows, columns = np.nonzero((picture[:280] == 0).all(axis=-1))  # above the caption
     assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == (64, 256)
 
 
 def test_noisy_sheets_shrink_until_they_are_small_files(tmp_path: Path) -> None:
-    figures.contact_sheet(noise(8), ["noise"] * 8, tmp_path / "sheet.png")
-    figures.map_gallery(noise(2), [np.eye(8)] * 2, None, [1, 1], ["a", "b"], tmp_path / "gallery.png")
+    sheets.contact_sheet(noise(8), ["noise"] * 8, tmp_path / "sheet.png")
+    sheets.map_gallery(noise(2), [np.eye(8)] * 2, None, [1, 1], ["a", "b"], tmp_path / "gallery.png")
     for name in ("sheet.png", "gallery.png"):
-        assert (tmp_path / name).stat().st_size <= figures.MAX_BYTES
+        assert (tmp_path / name).stat().st_size <= sheets.MAX_BYTES
 
 
 def test_maps_share_one_scale_and_leave_unremarkable_places_alone(tmp_path: Path) -> None:
     """A map under the range shows the grey image; the same value has the same colour in every map."""
     maps = [np.zeros((4, 4)), np.full((4, 4), 5.0), np.full((4, 4), 5.0), np.full((4, 4), 99.0)]
-    figures.map_gallery(
+    sheets.map_gallery(
         [grey(100)] * 4, maps, None, [0, 5, 5, 99], ["a", "b", "c", "d"], tmp_path / "maps.png", (1.0, 10.0)
     )
     picture = pixels(tmp_path / "maps.png")
@@ -146,7 +146,7 @@ def test_true_defect_is_outlined_and_a_good_image_is_not(tmp_path: Path) -> None
     mask[16:48, 16:48] = True
     cases: dict[str, np.ndarray | None] = {"defect": mask, "good": ~mask & mask, "unknown": None}
     for name, truth in cases.items():
-        figures.map_gallery([grey(100)], [np.zeros((4, 4))], [truth], [0.0], [name], tmp_path / f"{name}.png")
+        sheets.map_gallery([grey(100)], [np.zeros((4, 4))], [truth], [0.0], [name], tmp_path / f"{name}.png")
     line = (np.abs(pixels(tmp_path / "defect.png") - CYAN).max(axis=-1) <= 3).nonzero()
     assert np.ptp(line[0]) == pytest.approx(128, abs=4)  # 32 of 64 pixels, shown four times as large
     assert np.ptp(line[1]) == pytest.approx(128, abs=4)
@@ -157,10 +157,10 @@ def test_true_defect_is_outlined_and_a_good_image_is_not(tmp_path: Path) -> None
 def test_a_tile_says_alarm_or_pass_in_its_colour(tmp_path: Path) -> None:
     for name, score in (("alarm", 5.1), ("pass", 5.0)):
         path = tmp_path / f"{name}.png"
-        figures.map_gallery([grey(100)], [np.zeros((4, 4))], None, [score], ["x"], path, (0, 1), threshold=5.0)
+        sheets.map_gallery([grey(100)], [np.zeros((4, 4))], None, [score], ["x"], path, (0, 1), threshold=5.0)
     assert holds_colour(tmp_path / "alarm.png", figures.VERMILION, 12)
-    assert not holds_colour(tmp_path / "alarm.png", figures.GREEN, 12)
-    assert holds_colour(tmp_path / "pass.png", figures.GREEN, 12)
+    assert not holds_colour(tmp_path / "alarm.png", sheets.GREEN, 12)
+    assert holds_colour(tmp_path / "pass.png", sheets.GREEN, 12)
     assert not holds_colour(tmp_path / "pass.png", figures.VERMILION, 12)
 
 
@@ -168,7 +168,7 @@ def test_without_a_mask_no_row_repeats_the_image(tmp_path: Path) -> None:
     mask = np.eye(64, dtype=bool)
 
     def drawn(masks: list[np.ndarray | None]) -> np.ndarray:
-        figures.map_gallery(
+        sheets.map_gallery(
             [grey(100)] * 2, [np.ones((4, 4))] * 2, masks, [1, 1], ["a", "b"], tmp_path / "g.png", (0, 1)
         )
         return pixels(tmp_path / "g.png")
@@ -201,8 +201,8 @@ def test_charts_without_defective_images_still_say_what_can_be_said(tmp_path: Pa
     assert pixels(both).shape[0] > pixels(tmp_path / "histogram.png").shape[0]  # one row per kind
     figures.history_figure([], tmp_path / "history.png")
     figures.exam_figure([], [], set(), tmp_path / "exam.png")
-    figures.contact_sheet([], [], tmp_path / "sheet.png")
-    figures.map_gallery([], [], [], [], [], tmp_path / "gallery.png")
+    sheets.contact_sheet([], [], tmp_path / "sheet.png")
+    sheets.map_gallery([], [], [], [], [], tmp_path / "gallery.png")
 
 
 def test_histogram_of_equal_scores_and_of_wide_ones(tmp_path: Path) -> None:
@@ -220,17 +220,17 @@ def test_history_has_one_chart_per_column_of_numbers(tmp_path: Path) -> None:
 
 def test_counts_that_differ_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="captions"):
-        figures.contact_sheet([grey(1)], [], tmp_path / "x.png")
+        sheets.contact_sheet([grey(1)], [], tmp_path / "x.png")
     with pytest.raises(ValueError, match="as many"):
-        figures.map_gallery([grey(1)], [np.zeros((2, 2))], None, [1.0, 2.0], ["a"], tmp_path / "x.png")
+        sheets.map_gallery([grey(1)], [np.zeros((2, 2))], None, [1.0, 2.0], ["a"], tmp_path / "x.png")
 
 
 def test_a_picture_for_comparison_shows_image_defect_and_map_side_by_side() -> None:
     image, mask, heat = np.full((32, 32, 3), 90, np.uint8), np.zeros((32, 32), bool), np.zeros((32, 32), np.float32)
     mask[8:20, 8:20], heat[8:20, 8:20] = True, 9
-    picture = np.asarray(figures.map_picture(image, heat, mask, "hole 001.png, 3.2", (0.0, 9.0)))  # (H, W, 3)
+    picture = np.asarray(sheets.map_picture(image, heat, mask, "hole 001.png, 3.2", (0.0, 9.0)))  # (H, W, 3)
     left, right = picture[:256, :256].astype(int), picture[:256, -256:].astype(int)
-    assert (left == figures.TRUTH_COLOUR).all(-1).any()
+    assert (left == sheets.TRUTH_COLOUR).all(-1).any()
     assert np.abs(right[110, 110] - 90).max() > 50
     assert np.abs(right[230, 230] - 90).max() <= 1
     assert (picture[256:] < 100).any(), "the words under it"

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.data.version import good_images
-from components.evaluation.figures import contact_sheet, score_histogram
+from components.evaluation.figures import score_histogram
+from components.evaluation.sheets import contact_sheet
 from components.foundation.errors import UserError, printable
 from components.foundation.names import check_category_name, check_category_names, check_data_root
 from components.foundation.params import data_params, parse_params

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from components.detection.capsule import Capsule, load_capsule, read_roles, save_capsule
+from components.detection.capsule import Capsule, load_capsule, save_capsule
+from components.detection.card import read_roles
 from components.images.identity import EXAMINE, Roles
 from components.registry.comparison import role_rows
 from components.registry.roles import roles_of

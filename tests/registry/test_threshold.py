@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from components.detection.capsule import load_capsule, read_card
+from components.detection.capsule import load_capsule
+from components.detection.card import read_card
 from components.detection.conformal import confident_threshold
 from components.foundation.errors import UserError
 from components.foundation.files import digest_tree

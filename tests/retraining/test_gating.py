@@ -20,7 +20,8 @@ from components.registry import versions as registry
 from components.registry.gate import records
 from components.synthesis.prepared import write_index
 from components.tracking.connection import connect
-from flows.retraining.gating import pass_gate, production_images
+from flows.retraining.gating import pass_gate
+from flows.retraining.judging import production_images
 from tests.conftest import MakeCapsule
 from tests.project import write_image
 

@@ -86,7 +86,7 @@ def mlflow_client(project: Project) -> "MlflowClient":
 
 @pytest.mark.slow
 def test_a_killed_training_resumes_and_ends_with_the_same_bytes(ran: Project, tmp_path: Path) -> None:
-    copy = ran.copy(tmp_path / "project")
+    copy = ran.copy(tmp_path / "project").cold()
     command = ["repro", "--force", "--single-item", "train@widget"]
     with subprocess.Popen(
         [sys.executable, "-m", "dvc", *command],

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from components.detection.capsule import load_capsule, read_card
+from components.detection.capsule import load_capsule
+from components.detection.card import read_card
 from components.detection.choice import make_banks
 from components.detection.detector import Detector
 from components.detection.keeping import Kept, keep, load_kept

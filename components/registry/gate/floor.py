@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from components.detection.capsule import count_calibration, read_card
+from components.detection.card import count_calibration, read_card
 from components.foundation.params import FirstParams
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from components.detection.capsule import Capsule
-from components.evaluation.figures import map_tiles
 from components.evaluation.report_page import HEAD, STYLE, jpeg_uri, page_template
+from components.evaluation.sheets import map_tiles
 from components.foundation.errors import printable
 from components.foundation.limits import ImageLimits
 from components.images.decode import read_square
