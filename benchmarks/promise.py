@@ -46,7 +46,7 @@ from components.synthesis.prepared import Prepared, load_prepared
 
 DRAWS, SPLITS = 300, 200
 FRESH = 5000
-SIDE = 64  # of the maps that are made on the way
+SIDE = 32  # of the maps that are made on the way
 SURE = 0.99  # with which a promise that is just kept is not said to be broken
 HELD_OUT, CALIBRATE = 0.3, 0.25  # of a category
 LEVEL = "b1"

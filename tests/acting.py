@@ -6,7 +6,10 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
-PRELOADED = ["components.registry.promotion", "mlflow", "tests.acting"]
+PRELOADED = [
+    *("mlflow.store.model_registry.sqlalchemy_store", "mlflow.store.tracking.sqlalchemy_store"),
+    *("components.registry.promotion", "tests.acting"),
+]
 _CLIENT_STEPS = (
     "set_registered_model_alias",
     "delete_registered_model_alias",

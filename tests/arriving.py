@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import shutil
 import signal
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -24,7 +23,8 @@ PRELOADED = [
     "tests.arriving",
     "flows.arrivals.steps",
     "flows.data.versions",
-    "mlflow",
+    "mlflow.store.model_registry.sqlalchemy_store",
+    "mlflow.store.tracking.sqlalchemy_store",
     "great_expectations",
     "dvc.repo",
     "boto3",
@@ -33,10 +33,8 @@ PRELOADED = [
 _context: ForkServerContext | None = None
 
 
-def with_first_version(project: Project, mlflow_database: Path) -> None:
-    """Give a project an MLflow database, a first version of its category "widget", and an inbox that never waits."""
-    (project.folder / ".flawline" / "mlflow").mkdir(parents=True, exist_ok=True)
-    shutil.copy(mlflow_database, project.folder / ".flawline" / "mlflow" / "mlflow.db")
+def with_first_version(project: Project) -> None:
+    """Give a project a first version of its category "widget", and an inbox that never waits."""
     project.set_params({"ingest": {"settle_seconds": 0}})
     commit_folder("widget")
 

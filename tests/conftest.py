@@ -150,7 +150,7 @@ def databases(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -
     folder = tmp_path_factory.mktemp("databases")
     (folder / "mlflow").mkdir()
     shutil.copy(mlflow_database, folder / "mlflow" / "mlflow.db")
-    prefect_database(folder / "prefect")
+    shutil.copytree(prefect_database(), folder / "prefect")
     return folder
 
 

@@ -1,5 +1,6 @@
 """Real servers for tests: each on a free loopback port, ended by its own process id."""
 
+import atexit
 import contextlib
 import os
 import shutil
@@ -12,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +68,14 @@ def s3_server(root: Path, *buckets: str) -> Iterator[S3Server]:
         yield S3Server(f"http://127.0.0.1:{port}", root)
 
 
-def prefect_database(folder: Path) -> None:
-    """Make the folder as PREFECT_HOME, with a database whose tables are empty."""
-    folder.mkdir(parents=True)
+@cache
+def prefect_database() -> Path:
+    """A folder with a database of Prefect, whose tables are empty: to be copied, as making it takes ten seconds."""
+    folder = Path(tempfile.mkdtemp(prefix="flawline-prefect-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
     subprocess.run(command, env=_prefect_environment(folder), capture_output=True, check=True)
+    return folder
 
 
 def _prefect_environment(folder: Path) -> dict[str, str]:
@@ -82,7 +87,7 @@ def _prefect_environment(folder: Path) -> dict[str, str]:
 @contextlib.contextmanager
 def prefect_server(folder: Path) -> Iterator[str]:
     """Run a Prefect server with its database in `folder` until the block ends; yields PREFECT_API_URL."""
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(prefect_database(), folder, dirs_exist_ok=True)
     port = free_port()
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with running(command, port, folder / "server.log", _prefect_environment(folder)):

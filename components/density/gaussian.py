@@ -18,7 +18,6 @@ from typing import Any, Literal, Protocol, Self, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
-from threadpoolctl import threadpool_limits
 
 from components.density.arrays import checked, pack, require_shapes, stored_shape, unpack
 from components.density.moments import CHUNK_BYTES, Moments, accumulate, combine_blockwise, group_blocks
@@ -30,6 +29,7 @@ from components.density.shrinkage import (
     principal,
     shrunk,
 )
+from components.foundation.blas import one_blas_thread
 from components.foundation.errors import UserError
 
 Result = TypeVar("Result")
@@ -554,5 +554,5 @@ def _each(compute: Callable[[Any], Result], matrices: Sequence[Any] | np.ndarray
     if len(matrices) == 1:
         yield compute(matrices[0])
         return
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with one_blas_thread(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         yield from pool.map(compute, matrices)

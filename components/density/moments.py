@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 import numpy as np
-from threadpoolctl import threadpool_info, threadpool_limits
+
+from components.foundation.blas import blas_threads, one_blas_thread
 
 # About so much memory do temporary arrays of one thread take at a time, here and where features are scored.
 CHUNK_BYTES = 1 << 24
@@ -200,18 +201,9 @@ def _of_chunks(chunks: Sequence[np.ndarray], scatter_summed: bool) -> Iterator[M
     if threads == 1:
         yield from map(compute, chunks)
         return
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
+    with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(chunks), threads):
             yield from pool.map(compute, chunks[start : start + threads])
-
-
-def blas_threads() -> int:
-    """How many threads the BLAS of NumPy may use now.
-
-    >>> blas_threads() >= 1
-    True
-    """
-    return max((library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"), default=1)
 
 
 def group_blocks(groups: int, dimensions: int) -> Iterator[slice]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from threadpoolctl import threadpool_limits
 
+from components.foundation.blas import one_blas_thread
 from components.foundation.byte_cache import ByteCache
 from components.foundation.dvc_digests import digest_of_images, md5_file
 from components.foundation.errors import UserError, printable
@@ -78,7 +78,7 @@ def image_table(
     folders, pieces = _mask_folders(category), []
     hashes: list[np.ndarray | None] = []  # not in the table, where in hex they would take as much room as all the rest
     # Each image has a thread already: threads of the linear algebra beside these would only wait for each other.
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
+    with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
         for at in range(0, len(category.records), _AT_ONCE):
             records = category.records[at : at + _AT_ONCE]
             digests = list(pool.map(lambda record: sha256_file(record.path), records))

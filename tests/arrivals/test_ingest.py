@@ -31,9 +31,9 @@ DELIVERED = INBOX / "widget"
 
 
 @pytest.fixture
-def line(git_project: Project, mlflow_database: Path) -> Project:
+def line(git_project: Project) -> Project:
     """A project whose category "widget" has a first version, and an inbox in which files are settled at once."""
-    with_first_version(git_project, mlflow_database)
+    with_first_version(git_project)
     return git_project
 
 

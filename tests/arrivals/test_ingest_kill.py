@@ -21,12 +21,12 @@ OUTCOMES = {"accepted": 4, "held": 0, "quarantine": 3}
 
 
 @pytest.fixture
-def arrived(git_project: Project, mlflow_database: Path) -> Project:
+def arrived(git_project: Project) -> Project:
     """A project with a version, a remote, and seven files in its inbox of which four are to be accepted."""
     from flows.data.dvc_project import open_project
     from flows.data.stores import set_remote
 
-    with_first_version(git_project, mlflow_database)
+    with_first_version(git_project)
     with open_project() as repo:
         set_remote(repo, str(git_project.folder.parent / "remote"))
     fill_inbox(INBOX / "widget")
@@ -249,7 +249,7 @@ S3_KILLS: tuple[Callable[[], None], ...] = (
 
 @pytest.mark.parametrize("kill", S3_KILLS, ids=lambda kill: kill.__name__.replace("_", " "))
 def test_a_killed_ingest_from_s3_is_finished_by_the_next(
-    git_project: Project, mlflow_database: Path, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    git_project: Project, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     kill: Callable[[], None],
 ) -> None:  # fmt: skip
     from flows.data.dvc_project import open_project
@@ -257,7 +257,7 @@ def test_a_killed_ingest_from_s3_is_finished_by_the_next(
 
     url, root = f"s3://bucket/{tmp_path.name}", s3.root / "bucket" / tmp_path.name
     project = Project(git_project.folder, {**git_project.environment, **s3.environment})
-    with_first_version(project, mlflow_database)
+    with_first_version(project)
     with open_project() as repo:
         set_remote(repo, f"{url}/versions")
     fill_inbox(tmp_path / "camera")

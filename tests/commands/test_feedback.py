@@ -24,15 +24,11 @@ from tests.project import Project, write_image
 
 
 @pytest.fixture
-def served(
-    git_project: Project, mlflow_database: Path, make_capsule: MakeCapsule, monkeypatch: pytest.MonkeyPatch
-) -> Project:
+def served(git_project: Project, make_capsule: MakeCapsule, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A project in git whose champion of "widget" calls everything good."""
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(command, "enter_project", lambda: git_project.folder)  # it sets variables of the whole process
-    Path(".flawline/mlflow").mkdir(parents=True, exist_ok=True)
-    shutil.copy(mlflow_database, ".flawline/mlflow/mlflow.db")
     register("widget", make_capsule(Path("../one"), 1e6, "widget"), "", {}, "pretrained")
     register("widget", make_capsule(Path("../two"), -1e6, "widget"), "", {}, "pretrained")
     promote("widget", 1, "first")

@@ -254,10 +254,8 @@ def test_what_an_edit_of_a_hard_link_took_from_the_old_version_is_said(hard_link
 
 
 def test_what_an_edit_of_a_hard_link_took_is_said_by_an_ingest_too(
-    hard_linked: Project, mlflow_database: Path, capsys: pytest.CaptureFixture[str]
+    hard_linked: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path(".flawline/mlflow").mkdir(parents=True)
-    shutil.copy(mlflow_database, ".flawline/mlflow/mlflow.db")
     hard_linked.set_params({"ingest": {"settle_seconds": 0}})
     edit_in_place(FOLDER / "train/good/000.png", (FOLDER / "test/good/000.png").read_bytes()[:-1] + b"x")
     new_images(INBOX / "widget", 2)

@@ -70,10 +70,8 @@ def write_results(*categories: str, evaluated: str = "") -> None:
 
 
 @pytest.fixture
-def made(git_project: Project, mlflow_database: Path) -> Project:
+def made(git_project: Project) -> Project:
     """A project with its code and data in HEAD, and a first version of "widget" whose results lie in the folder."""
-    (git_project.folder / ".flawline" / "mlflow").mkdir(parents=True)
-    shutil.copy(mlflow_database, git_project.folder / ".flawline" / "mlflow" / "mlflow.db")
     for category in ("widget", "gadget"):
         Path(f"data/tiny/{category}.dvc").write_text(f"outs:\n- md5: {DATA}\n  path: {category}\n")
     Path("data/tiny/.gitignore").write_text("/widget\n/gadget\n")

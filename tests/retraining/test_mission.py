@@ -43,12 +43,10 @@ PARAMS: dict[str, Any] = {
 
 
 @pytest.fixture
-def site(git_project: Project, mlflow_database: Path, tmp_path: Path) -> Iterator[Project]:
+def site(git_project: Project, tmp_path: Path) -> Iterator[Project]:
     """Two categories under git and DVC, with a remote, and a Prefect server; every minute it looks into the inbox."""
     shutil.rmtree("data/tiny/widget")
     write_widget(Path("data/tiny/widget"), np.random.default_rng(0))
-    Path(".flawline/mlflow").mkdir(parents=True)
-    shutil.copy(mlflow_database, ".flawline/mlflow/mlflow.db")
     git_project.set_params(PARAMS)
     plan = Path("prefect.yaml").read_text().replace('"*/10 * * * *"', '"* * * * *"')
     Path("prefect.yaml").write_text(plan)

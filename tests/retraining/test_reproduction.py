@@ -20,14 +20,14 @@ from flows.retraining import commits
 from flows.retraining.commits import Commit
 from flows.retraining.reproducing import compare_files, find_recorded, reasons_for
 from flows.retraining.scratch import Scratch, bring_data, scratch_clone
-from tests.project import Project, make_project
+from tests.project import Project
 
 UP_TO_DATE = "Data and pipelines are up to date."
 
 
-def project_with_remotes(folder: Path) -> Project:
-    """A project of one category, whose code is committed and sent, with a git remote and a DVC remote."""
-    fresh = make_project(folder / "here")
+def project_with_remotes(project: Project, folder: Path) -> Project:
+    """A copy of one category, whose code is committed and sent, with a git remote and a DVC remote."""
+    fresh = project.copy(folder / "here")
     own = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull, "DVC_SITE_CACHE_DIR": str(folder / "a")}
     project = Project(fresh.folder, {**fresh.environment, **own})
     project.set_params({"data": {"categories": ["widget"]}})

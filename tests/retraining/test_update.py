@@ -76,9 +76,9 @@ class Line:
 
 
 @pytest.fixture(scope="module")
-def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
+def line(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Line:
     folder = tmp_path_factory.mktemp("updates")
-    made = Line(project_with_remotes(folder), folder)
+    made = Line(project_with_remotes(project, folder), folder)
     project = made.project
     said(project.flawline("data", "add", folder / "images", "--category", "widget"))
     made.note(said(project.flawline("run", "widget")))
