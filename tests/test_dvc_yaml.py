@@ -78,6 +78,7 @@ def sections_read(module: str) -> set[str]:
     return found & set(Params.model_fields)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_exactly_the_rooms_it_imports_from(name: str) -> None:
     assert code_of(STAGES[name]) == used_by(name)

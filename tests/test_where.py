@@ -31,6 +31,7 @@ def test_there_are_thirty_rows_and_each_names_a_place() -> None:
     assert len(PLACES) == len(ROWS) >= 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_the_file_is_there_and_defines_the_name(place: str) -> None:
     path, _, name = place.partition(":")

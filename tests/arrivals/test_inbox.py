@@ -345,6 +345,7 @@ def test_a_refused_object_that_was_replaced_stays_and_nothing_is_placed(inbox: S
     assert inbox.entries("widget")[0].size == 12
 
 
+@pytest.mark.slow
 def test_more_than_a_thousand_objects_come_in_pages(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

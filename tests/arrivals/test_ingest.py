@@ -56,6 +56,7 @@ def images() -> int:
     return len(list_category(Path("data/tiny/widget")).train)
 
 
+@pytest.mark.slow
 def test_what_the_system_refuses_of_one_category_stops_no_other(line: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     import flows.arrivals.ingest
 
@@ -69,6 +70,7 @@ def test_what_the_system_refuses_of_one_category_stops_no_other(line: Project, m
     assert widget["accepted"] == 2
 
 
+@pytest.mark.slow
 def test_what_passes_becomes_one_version_and_the_rest_has_its_reasons(line: Project) -> None:
     new = new_images(DELIVERED / "line 2", 3)
     digests = {sha256_file(path) for path in new}
@@ -113,6 +115,7 @@ def test_a_batch_without_an_accepted_image_has_its_page(line: Project) -> None:
     assert "0 of 1 accepted" in Path(summary["page"]).read_text()
 
 
+@pytest.mark.slow
 def test_the_same_delivery_again_is_acknowledged_as_duplicates(line: Project) -> None:
     new_images(DELIVERED, 3)
     ingest_here()
@@ -126,6 +129,7 @@ def test_the_same_delivery_again_is_acknowledged_as_duplicates(line: Project) ->
     assert ingest_here() == []
 
 
+@pytest.mark.slow
 def test_a_file_that_is_still_copied_is_left_alone(line: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     line.set_params({"ingest": {"settle_seconds": 60}})
     new_images(DELIVERED, 2)
@@ -141,6 +145,7 @@ def test_a_file_that_is_still_copied_is_left_alone(line: Project, monkeypatch: p
     assert [path.name for path in DELIVERED.iterdir()] == ["new-1.png"]
 
 
+@pytest.mark.slow
 def test_a_batch_takes_no_more_files_and_bytes_than_it_may(line: Project) -> None:
     paths = new_images(DELIVERED, 5)
     line.set_params({"ingest": {"max_files": 4, "max_batch_bytes": sum(path.stat().st_size for path in paths[:2])}})
@@ -158,6 +163,7 @@ def test_unknown_categories_are_said(line: Project) -> None:
     assert (INBOX / "wigdet" / "a.png").exists()
 
 
+@pytest.mark.slow
 def test_files_beside_the_categories_are_said_and_the_others_taken_in(line: Project) -> None:
     write_image(INBOX / "loose.png", surface(np.random.default_rng(0)))
     new_images(DELIVERED, 1)
@@ -179,6 +185,7 @@ def test_the_first_images_of_a_category_may_arrive(line: Project) -> None:
 # What stops an ingest
 
 
+@pytest.mark.slow
 def test_a_held_git_lock_is_said_and_the_next_run_finishes(line: Project) -> None:
     new_images(DELIVERED, 3)
     lock = Path(".git/index.lock")
@@ -194,6 +201,7 @@ def test_a_held_git_lock_is_said_and_the_next_run_finishes(line: Project) -> Non
     assert line.dvc("status", "data/tiny/widget.dvc").stdout.strip() == "Data and pipelines are up to date."
 
 
+@pytest.mark.slow
 def test_two_ingests_at_once_share_the_work(line: Project) -> None:
     new_images(DELIVERED, 6)
     before = int(line.git("rev-list", "--count", "HEAD"))
@@ -204,6 +212,7 @@ def test_two_ingests_at_once_share_the_work(line: Project) -> None:
     assert images() == 20
 
 
+@pytest.mark.slow
 def test_an_ingest_waits_for_the_one_before(line: Project) -> None:
     new_images(DELIVERED, 1)
     done = threading.Event()
@@ -248,6 +257,7 @@ def full(line: Project, request: pytest.FixtureRequest) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", PLACES, indirect=True)
 def test_a_full_disk_loses_nothing_and_the_next_run_finishes(line: Project, full: Path) -> None:
     new_images(DELIVERED, 12)
@@ -268,6 +278,7 @@ def test_a_full_disk_loses_nothing_and_the_next_run_finishes(line: Project, full
     assert line.dvc("status", "data/tiny/widget.dvc").stdout.strip() == "Data and pipelines are up to date."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["500", "503", "reset", "cut", "slow"])
 def test_an_ingest_from_a_failing_s3(
     line: Project, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
@@ -323,6 +334,7 @@ def test_held_images_are_listed_with_their_reasons(held: list[str]) -> None:
     assert len(held) == 2
 
 
+@pytest.mark.slow
 def test_an_accepted_image_becomes_a_version_and_a_refused_one_does_not(line: Project, held: list[str]) -> None:
     ((done, announced),) = accept([held[0]])
     assert announced.startswith("No Prefect server was told")
@@ -335,6 +347,7 @@ def test_an_accepted_image_becomes_a_version_and_a_refused_one_does_not(line: Pr
     assert images() == 15
 
 
+@pytest.mark.slow
 def test_names_that_mean_nothing_or_several_are_refused(held: list[str]) -> None:
     with pytest.raises(UserError, match=r"nothing\.png is no held image"):
         accept(["nothing.png"])
@@ -389,6 +402,7 @@ def test_a_decision_that_was_killed_is_completed(line: Project, held: list[str],
     assert images() == 15
 
 
+@pytest.mark.slow
 def test_a_review_waits_until_an_ingest_was_finished(line: Project, held: list[str]) -> None:
     new_images(DELIVERED, 1)
     assert ended(ingest_process(line, kill_before_commit)) == -9

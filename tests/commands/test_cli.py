@@ -76,6 +76,7 @@ def test_score_as_json_is_what_was_evaluated_with_a_map(ran: Project, tmp_path: 
         assert picture.format == "PNG"
 
 
+@pytest.mark.slow
 def test_status_of_a_project_without_models(project: Project, mlflow_database: Path, tmp_path: Path) -> None:
     database = shutil.copy(mlflow_database, tmp_path)
     empty = Project(project.folder, {**project.environment, "MLFLOW_TRACKING_URI": f"sqlite:///{database}"})

@@ -137,6 +137,7 @@ def test_an_option_that_cannot_be_is_refused_and_nothing_written(
     assert not (workspace_copy.folder / "dvc.lock").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["flows.commands.cli", "components.stages.fit"])
 def test_an_unknown_key_in_the_parameters_is_named(workspace_copy: Project, tmp_path: Path, start: str) -> None:
     copy = workspace_copy.copy(tmp_path / "project")
@@ -207,6 +208,7 @@ except StageFailedError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_stage_whose_outputs_the_cache_did_not_take_is_not_done(project: Project, tmp_path: Path) -> None:
     copy = project.copy(tmp_path / "project")
     cache = copy.folder / ".dvc" / "cache"

@@ -52,6 +52,7 @@ def tell(image: Path, truth: str, *more: str | Path) -> str:
     return flawline("feedback", image, "--category", "widget", "--is", truth, *more)
 
 
+@pytest.mark.slow
 def test_a_missed_defect_is_kept_with_its_mask_and_the_verdict_on_it(served: Project) -> None:
     image, mask = image_file("hole.png", 0), image_file("mask.png", 255)
     said = tell(image, "defect", "--kind", "hole", "--mask", mask, "--note", "line 3")
@@ -69,6 +70,7 @@ def test_a_missed_defect_is_kept_with_its_mask_and_the_verdict_on_it(served: Pro
     assert "up to date" in served.dvc("status", "evidence/widget.dvc").stdout
 
 
+@pytest.mark.slow
 def test_the_same_again_changes_nothing_and_another_verdict_replaces_the_first(served: Project) -> None:
     image = image_file("glare.png", 240)
     tell(image, "good")
@@ -80,6 +82,7 @@ def test_the_same_again_changes_nothing_and_another_verdict_replaces_the_first(s
     assert served.git("log", "-1", "--format=%s") == "Evidence of widget: a missed defect (glare), judged anew"
 
 
+@pytest.mark.slow
 def test_each_champion_is_measured_by_all_that_was_kept(served: Project) -> None:
     assert evidence_words("widget") == ""
     tell(image_file("a.png", 0), "defect")
@@ -101,6 +104,7 @@ def test_what_is_also_learned_from_is_said(served: Project) -> None:
     assert "this image is also learned from, as train/good/000.png" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -121,6 +125,7 @@ def test_what_is_not_in_order_is_refused_and_nothing_kept(served: Project, argum
     assert not Path("evidence").exists()
 
 
+@pytest.mark.slow
 def test_evidence_goes_to_the_remote_and_comes_back(served: Project, tmp_path: Path) -> None:
     from flows.data.transfer import pull, push
 
@@ -152,6 +157,7 @@ def test_a_killed_feedback_is_completed_by_the_next(served: Project) -> None:
     assert {one.digest for one in list_evidence("widget")} == {content["digest"], sha256_file(image)}
 
 
+@pytest.mark.slow
 def test_evidence_is_not_learned_from_without_a_word(served: Project) -> None:
     from components.data.version import good_images
     from flows.data.versions import commit_images

@@ -45,6 +45,7 @@ def is_known(name: str, rest: str) -> bool:
     return known | {"--help"} >= set(OPTION.findall(rest))
 
 
+@pytest.mark.slow
 def test_all_that_are_named_exist() -> None:
     found = {name: wrong for name, text in texts() if (wrong := unknown(text))}
     assert found == {}

@@ -48,6 +48,7 @@ def flawline(*arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_promotions_and_roll_backs_name_both_versions(project: Path) -> None:
     assert flawline("promote", "bottle", "1", "--reason", "first") == "bottle: version 1 is the champion.\n"
     said = flawline("promote", "bottle", "2", "--reason", "better")
@@ -110,6 +111,7 @@ def test_compare_shows_figures_flips_and_what_differs(project: Path) -> None:
     assert "flip" not in flawline("compare", "bottle", "1", "2", "--no-images")
 
 
+@pytest.mark.slow
 def test_scores_are_kept_by_content(project: Path) -> None:
     first = flawline("compare", "bottle", "1", "2", "--json")
     kept = {path: path.read_bytes() for path in Path(".flawline/scores").iterdir()}

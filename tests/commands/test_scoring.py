@@ -122,6 +122,7 @@ def most_decoded(monkeypatch: pytest.MonkeyPatch, module: Any, reader: str) -> C
     return lambda: max(counts)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(scoring: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import flows.commands.scoring
 
@@ -148,6 +149,7 @@ def test_screening_needs_no_more_memory_for_more_images(scoring: Path, monkeypat
     assert 1 <= most() <= 2
 
 
+@pytest.mark.slow
 def test_the_command_prints_odd_names_and_all_results_before_it_fails(scoring: Path) -> None:
     good = written([scoring / "line\nbreak.png", scoring / "[red]x[/red].png", scoring / "\x1b[31mred.png"])
     bad = scoring / "bad\x07.png"
@@ -174,6 +176,7 @@ def test_the_category_is_found_without_mlflow(scoring: Path, make_capsule: MakeC
         category_of([Path("x.png")])
 
 
+@pytest.mark.slow
 def test_scoring_with_a_fetched_capsule_imports_only_what_scores(scoring: Path) -> None:
     paths = written([scoring / "a.png"])
     score_images(paths, "bottle", "champion", None)

@@ -130,6 +130,7 @@ def test_a_test_image_offered_as_another_kind_moves_there_with_its_mask(delivery
     assert not add(delivery).is_new
 
 
+@pytest.mark.slow
 def test_a_defect_that_was_learned_as_good_goes_to_the_test_but_no_test_image_is_learned(
     git_project: Project, tmp_path: Path
 ) -> None:
@@ -161,6 +162,7 @@ def test_a_file_changed_by_hand_is_not_replaced_unseen(delivery: Path) -> None:
         add(delivery)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["rename", "unlink", "repo.add"])
 def test_killed_while_images_move_and_repeated_makes_one_version(
     git_project: Project, delivery: Path, step: str
@@ -213,6 +215,7 @@ def edit_in_place(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+@pytest.mark.slow
 def test_an_image_that_was_checked_out_can_be_edited_without_harm_to_the_old_version(
     git_project: Project, tmp_path: Path
 ) -> None:
@@ -242,6 +245,7 @@ def hard_linked(git_project: Project) -> Project:
     return git_project
 
 
+@pytest.mark.slow
 def test_what_an_edit_of_a_hard_link_took_from_the_old_version_is_said(hard_linked: Project) -> None:
     edit_in_place(FOLDER / "train/good/000.png", (FOLDER / "test/good/000.png").read_bytes()[:-1] + b"x")
     done = hard_linked.flawline("data", "add", FOLDER, "--category", "widget")
@@ -275,6 +279,7 @@ def test_what_an_edit_of_a_hard_link_took_comes_back_from_the_remote(hard_linked
     assert {finding.store for finding in verify().findings} == {"remote"}  # the new version is not sent yet
 
 
+@pytest.mark.slow
 def test_hard_links_of_an_older_project_become_copies_with_the_next_pull(hard_linked: Project) -> None:
     pull()
     assert max(path.stat().st_nlink for path in FOLDER.rglob("*.png")) == 1

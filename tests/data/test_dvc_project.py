@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from flows.data.versions import commit_folder
 from tests.arriving import ended, started
 from tests.dying import die_before
@@ -12,6 +14,7 @@ def commit_widget() -> None:
     commit_folder("widget")
 
 
+@pytest.mark.slow
 def test_who_holds_what_is_readable_after_a_kill_while_dvc_writes_it(git_project: Project) -> None:
     commit_widget()
     held = Path(".dvc/tmp/rwlock").read_bytes()

@@ -40,6 +40,7 @@ def object_of(data: bytes, store: str = ".dvc/cache") -> Path:
     return Path(store) / "files/md5" / name[:2] / name[2:]
 
 
+@pytest.mark.slow
 def test_a_forgotten_image_leaves_the_data_and_a_record_without_it_stays(git_project: Project) -> None:
     commit_folder("widget")
     data = (FOLDER / GONE).read_bytes()
@@ -104,6 +105,7 @@ def test_changes_that_are_in_no_version_are_not_committed_along(git_project: Pro
     assert not RECORD.exists()
 
 
+@pytest.mark.slow
 def test_erased_bytes_are_nowhere_in_cache_remote_and_evidence(git_project: Project, tmp_path: Path) -> None:
     commit_folder("widget")
     data, other = (FOLDER / GONE).read_bytes(), (FOLDER / "train/good/004.png").read_bytes()
@@ -134,6 +136,7 @@ def test_bytes_that_another_file_needs_are_kept(git_project: Project) -> None:
     assert object_of(data).is_file()
 
 
+@pytest.mark.slow
 def test_nothing_is_erased_where_it_is_not_known_what_others_need(git_project: Project) -> None:
     """As in a clone that has fetched one category only."""
     data = (FOLDER / GONE).read_bytes()
@@ -263,6 +266,7 @@ def test_what_was_begun_without_erasing_is_erased_where_the_next_call_asks_for_i
     assert sorted(len(one.erased) for one in list_forgotten(RECORD).values()) == [0, 1]
 
 
+@pytest.mark.slow
 def test_what_was_forgotten_can_be_erased_later_by_its_digest(git_project: Project) -> None:
     name, mask = "test/blob/000.png", "ground_truth/blob/000_mask.png"
     commit_folder("widget")

@@ -184,6 +184,7 @@ def test_a_new_category_is_in_its_commit_without_other_changes_of_the_file(
     assert not list(Path(".git").glob("flawline-index*"))
 
 
+@pytest.mark.slow
 def test_two_new_categories_at_once_are_both_entered(git_project: Project, tmp_path: Path) -> None:
     for seed, name in enumerate(("left", "right")):
         write_category(tmp_path / name, seed=seed, defects=0, train=30)

@@ -141,6 +141,7 @@ def test_a_difference_lists_and_shows_what_changed(two_versions: tuple[Committed
         diff_versions("v9", "HEAD", "widget")
 
 
+@pytest.mark.slow
 def test_what_was_pushed_comes_back_byte_for_byte_in_another_place(
     git_project: Project, two_versions: tuple[Committed, Committed], remote: Remote, tmp_path: Path
 ) -> None:
@@ -158,6 +159,7 @@ def test_what_was_pushed_comes_back_byte_for_byte_in_another_place(
     assert {path.name: path.read_bytes() for path in (FOLDER / "train/good").iterdir()} == wanted
 
 
+@pytest.mark.slow
 def test_damage_on_either_side_is_found_named_and_repaired_from_the_other(
     git_project: Project, two_versions: tuple[Committed, Committed], remote: Remote
 ) -> None:
@@ -241,6 +243,7 @@ def test_keys_are_never_written_and_only_known_addresses_taken(git_project: Proj
     assert Path(".dvc/config").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_commands_tell_the_story(git_project: Project, tmp_path: Path) -> None:
     generator = np.random.default_rng(5)
     for name in ("a.png", "b.png"):

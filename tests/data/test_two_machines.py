@@ -46,6 +46,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_clone_pulls_data_and_models_and_has_nothing_to_do(sent: Project, tmp_path: Path) -> None:
     there = other_machine(sent, tmp_path / "there")
     for command in (["pull"], ["checkout"]):
@@ -58,6 +59,7 @@ def test_a_clone_pulls_data_and_models_and_has_nothing_to_do(sent: Project, tmp_
         assert files(there.folder / name) == files(sent.folder / name)
 
 
+@pytest.mark.slow
 def test_what_the_remote_does_not_have_of_the_models_is_named_and_the_rest_is_there(
     sent: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

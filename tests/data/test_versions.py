@@ -89,6 +89,7 @@ def test_only_its_own_files_are_committed(git_project: Project, tmp_path: Path) 
     assert git_project.git("status", "--porcelain", "notes.txt", "params.yaml") == "A  notes.txt\n M params.yaml"
 
 
+@pytest.mark.slow
 def test_another_root_becomes_that_of_the_project(git_project: Project, tmp_path: Path) -> None:
     commit_images("bolt", good_images(new_images(tmp_path / "in", 2)), root="data/line1")
     data = yaml.safe_load(Path("params.yaml").read_text())["data"]
@@ -186,6 +187,7 @@ def test_images_that_are_not_fetched_are_not_dropped_from_the_version(git_projec
     assert commit_folder("widget").message == "Data of widget: -1 good images; 13 good and 8 test images in all"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["move_in", "repo.add", "git add", "git commit"])
 def test_killed_anywhere_and_repeated_makes_one_whole_version(git_project: Project, tmp_path: Path, step: str) -> None:
     commit_folder("widget")

@@ -89,6 +89,7 @@ def test_of_two_equal_detectors_the_second_wins_as_rarely_as_is_said(images: int
     assert wins / 600 <= allowed(600)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("marks", [2, 16])
 def test_the_best_of_many_marks_wins_no_more_often_when_other_images_chose_it(marks: int) -> None:
     """Of `marks` equal detectors the one that is best on other images is compared once."""

@@ -26,6 +26,7 @@ def decided(said: Sequence[Answers], margin: float = 0.0) -> Contest:
     return decide(contenders, dict(zip(NAMES, said, strict=False)), margin, seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("marks", [2, 16])
 def test_of_equals_the_costlier_one_serves_as_rarely_as_is_said_though_it_was_the_best_of_many(marks: int) -> None:
     """As a training keeps the best of `marks` steps by other images; a maximum on the same images would win mostly."""

@@ -70,6 +70,7 @@ def kept_of(pin: Pin, folder: Path, params: Params) -> Kept:
     return kept
 
 
+@pytest.mark.slow
 def test_an_update_is_a_fit_from_scratch_of_the_same_compositions(first: Pin, tmp_path: Path) -> None:
     prepared, params = prepared_of(ALL), params_with(10**8)
     kept = kept_of(first, tmp_path / "encoder", params)

@@ -219,6 +219,7 @@ def test_a_command_that_gets_such_a_name_says_one_sentence_and_does_nothing(
     assert not (git_project.folder / "PWNED").exists()
 
 
+@pytest.mark.slow
 def test_dvc_alone_runs_nothing_of_a_name_and_one_sentence_says_so(project: Project, tmp_path: Path) -> None:
     """A params.yaml that was edited by hand, and `dvc repro` without flawline."""
     own = project.copy(tmp_path / "own")

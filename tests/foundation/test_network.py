@@ -92,6 +92,7 @@ def test_a_server_that_never_answers_is_given_up_in_15_seconds(monkeypatch: pyte
         assert why_unreachable(f"http://127.0.0.1:{silent.getsockname()[1]}/") == "no answer in time"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["http", "postgresql+psycopg2"])
 def test_a_dead_mlflow_is_named_at_once(
     scheme: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

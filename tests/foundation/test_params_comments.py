@@ -107,6 +107,7 @@ def keys_with_comments(text: str) -> list[tuple[str, str]]:
     return [(entry.partition(":")[0].strip(), comment.strip()) for entry, _, comment in parts]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["cpu", "paper-nsa", "paper-cutpaste"])
 def test_an_edit_keeps_every_comment_at_its_key_and_lists_in_one_line(preset: str) -> None:
     """A preset sets lists and values in sections of sections."""

@@ -103,6 +103,7 @@ def keys_by_dvc(stages: Sequence[Any]) -> dict[str, str]:
     return {stage.name: _get_cache_hash(to_single_stage_lockfile(stage), key=True) for stage in stages}
 
 
+@pytest.mark.slow
 def test_every_key_of_the_parameters_changes_the_key_of_the_stages_that_depend_on_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,6 +92,7 @@ def test_deep_values_are_spread_over_8_bits_and_what_is_above_is_white(tmp_path:
     assert read_with_header(path, limits).highest == 5000
 
 
+@pytest.mark.slow
 def test_validation_says_what_is_lost(tmp_path: Path) -> None:
     root = category(tmp_path / "part")
     assert report_of(root, 12)["warnings"] == []

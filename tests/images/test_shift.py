@@ -49,6 +49,7 @@ def warned(table: pd.DataFrame) -> set[str]:
     return {name for name, near in found.items() if not near.low <= medians[name] <= near.high}
 
 
+@pytest.mark.slow
 def test_ordinary_splits_rarely_warn_though_there_are_two_lots_of_parts() -> None:
     """The larger lot alone sets a range that the other one is far out of."""
     generator, times = np.random.default_rng(0), 0
@@ -59,6 +60,7 @@ def test_ordinary_splits_rarely_warn_though_there_are_two_lots_of_parts() -> Non
     assert times <= 4  # one is expected at most; more than four have a probability of 0.003
 
 
+@pytest.mark.slow
 def test_true_shifts_warn() -> None:
     generator = np.random.default_rng(1)
     for count in (5, 12, 40):
@@ -67,6 +69,7 @@ def test_true_shifts_warn() -> None:
         assert warned(table_of(train, test)) == {"brightness"}
 
 
+@pytest.mark.slow
 def test_near_duplicates_count_once() -> None:
     generator = np.random.default_rng(2)
     train, shifted = generator.normal(100, 4, (6, 5)), generator.normal(100, 4, (10, 5))

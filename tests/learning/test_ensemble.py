@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from components.detection.calibration import Plan
 from components.detection.choice import choose, make_banks
@@ -33,6 +34,7 @@ def prepare(params: Params) -> Prepared:
     return load_prepared(Places(CATEGORY).prepared)
 
 
+@pytest.mark.slow
 def test_each_member_is_what_its_seed_alone_gives(workspace: Path) -> None:
     prepared = prepare(params_of("cutpaste-ensemble"))
     train.main(CATEGORY, params_of("cutpaste-ensemble"))
@@ -47,6 +49,7 @@ def test_each_member_is_what_its_seed_alone_gives(workspace: Path) -> None:
         assert read_json(folder / "training.json")["marks"] == summaries[seed]
 
 
+@pytest.mark.slow
 def test_the_capsules_scores_are_the_members_means(workspace: Path) -> None:
     params = params_of("cutpaste-ensemble")
     prepared = prepare(params)
@@ -69,6 +72,7 @@ def fitted(encoders: dict[str, Encoder], prepared: Prepared, params: Params) -> 
     return fit_detector(choose(banks, params), banks, prepared, params, {}, plan).detector
 
 
+@pytest.mark.slow
 def test_a_member_whose_training_did_not_help_is_left_out(workspace: Path) -> None:
     params = params_of("cutpaste-ensemble")
     prepare(params)

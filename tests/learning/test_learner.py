@@ -117,6 +117,7 @@ def test_a_batch_depends_on_its_step_alone(tmp_path: Path) -> None:
     assert not torch.equal(expected[0][0], expected[1][0])
 
 
+@pytest.mark.slow
 def test_batches_of_worker_processes_teach_the_same_bytes(tmp_path: Path) -> None:
     alone, helped = learner(tmp_path / "alone"), learner(tmp_path / "helped", workers=2)
     assert_same_bytes(weights(helped.run(ignore)), weights(alone.run(ignore)))

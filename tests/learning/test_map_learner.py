@@ -86,6 +86,7 @@ def test_the_schedule_is_the_networks_own(tmp_path: Path) -> None:
     assert paper.schedule(TrainingParams(optimizer="sgd"), "bottle", 209).optimizer == "adam"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["logistic", "binary"])
 def test_it_finds_a_planted_defect_after_learning_from_few_images(tmp_path: Path, label: str) -> None:
     """A piece of the pattern in the wrong place, in images that were not learned from."""

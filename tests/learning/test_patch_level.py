@@ -92,6 +92,7 @@ def test_training_begins_with_the_patch_network_of_the_seed() -> None:
     assert all(torch.equal(value, expected[name]) for name, value in encoder.body.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_stages_train_choose_fit_and_measure_it(workspace: Path) -> None:
     write_category(workspace / "data" / "tiny" / "widget", seed=0, defects=4)
     patch = {"receptive_field": 16, "width": 8, "steps": 20, "batch": 8, "exam_steps": 10}
@@ -117,6 +118,7 @@ def test_the_stages_train_choose_fit_and_measure_it(workspace: Path) -> None:
     assert metrics["image_auroc"] > 0.9
 
 
+@pytest.mark.slow
 def test_the_exam_can_choose_the_patch_network(workspace: Path) -> None:
     """It competes alone here: its compositions sit the exam, are fitted, kept in a capsule and find the defects."""
     write_category(workspace / "data" / "tiny" / "widget", seed=0, defects=4)

@@ -70,6 +70,7 @@ def answers(ask: Callable[[Any], bytes], questions: Sequence[Any]) -> None:
     assert [answer == expected for answer, expected in zip(found, alone * ROUNDS, strict=True)] == [True] * len(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_loaded_capsule_answers_many_threads_as_one(kind: str, tmp_path: Path, one_thread: None) -> None:
     capsule = load_capsule(written(kind, tmp_path / "capsule"))
@@ -83,6 +84,7 @@ def test_a_loaded_capsule_answers_many_threads_as_one(kind: str, tmp_path: Path,
     answers(ask, questions)
 
 
+@pytest.mark.slow
 def test_the_model_that_mlflow_loads_answers_many_threads_as_one(tmp_path: Path, one_thread: None) -> None:
     import mlflow.pyfunc
 

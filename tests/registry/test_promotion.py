@@ -159,6 +159,7 @@ def test_deleted_versions_are_passed_over(versions: None) -> None:
     assert verify("bottle").faults == ()
 
 
+@pytest.mark.slow
 def test_what_was_decided_stays_decided_when_the_capsule_is_registered_again(
     workspace: Path, make_capsule: Any
 ) -> None:
@@ -355,6 +356,7 @@ def check_agreement(category: str) -> None:
     assert find_version(category, settled).verdict.startswith("champion: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", ["promote", "reject", "roll back"])
 def test_killed_at_each_step(store: Store, act: str) -> None:
     for step in range(12):
@@ -373,6 +375,7 @@ def test_killed_at_each_step(store: Store, act: str) -> None:
     raise AssertionError("the act had more writes than were tried")
 
 
+@pytest.mark.slow
 def test_promoters_at_once(store: Store) -> None:
     make_versions("race")
     turns = ([1, 2, 3, 1], [2, 3, 1, 2], [3, 1, 2, 3])

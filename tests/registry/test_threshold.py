@@ -80,6 +80,7 @@ def test_figures_at_a_threshold() -> None:
     assert figures_at(SCORES, 600.0) == ({"f1": 0.4, "false_alarm_rate": 0.5}, {"dent": 0.0, "hole": 0.5})
 
 
+@pytest.mark.slow
 def test_the_same_wish_again_makes_nothing(base: Version) -> None:
     first = set_threshold("bottle", 0.25)
     again = set_threshold("bottle", 0.25)

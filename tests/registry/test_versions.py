@@ -109,6 +109,7 @@ def test_the_registered_capsule_comes_back_as_it_was(workspace: Path, make_capsu
         download_capsule("bottle", "previous")
 
 
+@pytest.mark.slow
 def test_run_and_version_lead_to_one_another_and_say_the_verdict(workspace: Path, make_capsule: MakeCapsule) -> None:
     data = tracking.DataVersion("bottle", "d" * 64, workspace, {"train/good": 8}, "0" * 32 + ".dir", "c" * 40)
     made, runs = [], []
@@ -184,6 +185,7 @@ def test_what_is_kept_and_was_damaged_is_fetched_again(workspace: Path, make_cap
     assert digest_tree(download_capsule("bottle", version.number)) == digest_tree(Path("capsule"))
 
 
+@pytest.mark.slow
 def test_status_has_rows_of_the_champion_and_the_challenger(workspace: Path, make_capsule: MakeCapsule) -> None:
     for name, threshold in [("one", 5.0), ("two", 6.0)]:
         register(make_capsule(workspace / name, threshold, "bottle"))
@@ -226,6 +228,7 @@ def test_an_unknown_version_is_refused_and_leaves_no_trace(versions: list[int]) 
     assert journal("bottle") == []
 
 
+@pytest.mark.slow
 def test_roll_backs_go_back_one_champion_each(versions: list[int]) -> None:
     for number in (1, 2, 3):
         promote("bottle", number, "better")
@@ -343,6 +346,7 @@ def _promote_in_turn(numbers: list[int]) -> None:
         promote("bottle", number, "race")
 
 
+@pytest.mark.slow
 def test_promoters_at_once_leave_one_champion_and_an_unbroken_journal(versions: list[int]) -> None:
     from concurrent.futures import ThreadPoolExecutor
 

@@ -140,6 +140,7 @@ def test_what_stands_out_of_the_first_training_set_is_named_before_anything_is_p
     assert name in (records.folder_of("bottle", number) / "gate.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_model_of_poisoned_data_is_rejected_and_the_champion_stays(champion: None, make_capsule: MakeCapsule) -> None:
     poisoned = np.concatenate([noise(30, 4), noise(30, 5, blobs=3)])
     number = add_version(make_capsule, Places("bottle").capsule, learned=poisoned, threshold=1e3)
@@ -156,6 +157,7 @@ def test_a_model_of_poisoned_data_is_rejected_and_the_champion_stays(champion: N
     assert pass_gate("bottle", number, write_params()).startswith("stays as it was decided (rejected: ")
 
 
+@pytest.mark.slow
 def test_without_defects_the_exam_is_sat_by_both(
     champion: None, make_capsule: MakeCapsule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +175,7 @@ def test_without_defects_the_exam_is_sat_by_both(
     assert not {"cutpaste", "scar", "cutout", "nsa"} & set(kinds)  # what a method here is taught
 
 
+@pytest.mark.slow
 def test_with_the_policy_person_a_version_waits_whatever_happens_until_it_is_answered(
     champion: None, make_capsule: MakeCapsule
 ) -> None:
@@ -197,6 +200,7 @@ def test_with_the_policy_person_a_version_waits_whatever_happens_until_it_is_ans
         records.answer("bottle", number, "reject", "too late")
 
 
+@pytest.mark.slow
 def test_an_answer_is_for_the_champion_that_the_version_was_compared_with(
     champion: None, make_capsule: MakeCapsule
 ) -> None:

@@ -149,12 +149,12 @@ def parents(project: Project) -> list[str]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
 def test_of_a_run_that_is_ended_nothing_goes_on(ran: Project, tmp_path: Path, number: signal.Signals) -> None:
     """SIGKILL to the command alone, the others to its process group, as a terminal and `timeout` send them."""
-    copy = ran.copy(tmp_path / "project").cold()
+    copy = ran.copy(tmp_path / "project")
     copy.set_params({"training": {"steps": 5000}})
     temporary, said = tmp_path / "temporary", tmp_path / "said"
     temporary.mkdir()
     command = [sys.executable, "-m", "flows.commands.cli", "run", "widget"]
-    environment = {**copy.environment, "TMPDIR": str(temporary)}
+    environment = {**copy.cold().environment, "TMPDIR": str(temporary)}
     with (
         said.open("wb") as stderr,
         subprocess.Popen(

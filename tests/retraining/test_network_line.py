@@ -40,6 +40,7 @@ def run(method: str, upto: str = "evaluate", **network: Any) -> Params:
     return params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["nsa-logistic", pytest.param("fpi", marks=pytest.mark.slow)])
 def test_a_networks_map_is_the_detector(workspace: Path, method: str) -> None:
     run(method)
@@ -55,6 +56,7 @@ def test_a_networks_map_is_the_detector(workspace: Path, method: str) -> None:
     assert len(history) == 1 + 12
 
 
+@pytest.mark.slow
 def test_the_same_parameters_give_the_same_bytes(workspace: Path) -> None:
     params = run("nsa-logistic", upto="train")
     places = Places("widget")
@@ -93,6 +95,7 @@ def test_densities_of_the_networks_encoder(workspace: Path) -> None:
     assert ("trained" in capsule.selection["held_out_marks"]) == (training["kept_step"] > 0)
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_blended_nsa_gde_keeps_the_backbone_and_a_network_is_refused(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,6 +110,7 @@ def test_where_nothing_can_be_blended_nsa_gde_keeps_the_backbone_and_a_network_i
         run("nsa-logistic", upto="train")
 
 
+@pytest.mark.slow
 def test_a_network_without_steps_is_refused(workspace: Path) -> None:
     with pytest.raises(UserError, match=r"nsa-binary trains a network, but network\.steps and network\.epochs are 0"):
         run("nsa-binary", upto="train", steps=0)

@@ -125,6 +125,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_scratch_clone_gets_the_images_of_its_commit_or_says_what_is_nowhere(git_project: Project) -> None:
     folder = Path("data/tiny/widget")
     first = commit_folder("widget")

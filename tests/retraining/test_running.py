@@ -122,6 +122,7 @@ DVC_YAML = {
 }
 
 
+@pytest.mark.slow
 def test_what_is_computed_and_recorded_is_what_the_file_said_when_the_run_began(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

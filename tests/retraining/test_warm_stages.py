@@ -66,6 +66,7 @@ def told(done: "subprocess.CompletedProcess[str]") -> list[object]:
     return list(json.loads(done.stdout))
 
 
+@pytest.mark.slow
 def test_arguments_folder_environment_and_streams_are_the_clients(folder: Path, warm: Mapping[str, str]) -> None:
     expected = [["bolt", "2"], str(folder.resolve()), "given", "input", "__main__"]
     assert told(run(folder, warm, "tell", "bolt", "2")) == [*expected, True]

@@ -101,6 +101,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_capsule_is_made_as_asked_scores_and_finds_the_defect(
     encoder: Encoder, prepared: Prepared, tmp_path: Path, name: str

@@ -70,6 +70,7 @@ def prepared(made: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
     return load_prepared(PREPARED)
 
 
+@pytest.mark.slow
 def test_every_good_image_is_there_at_the_networks_size(prepared: Prepared, made: Path) -> None:
     assert (prepared.category, prepared.data_digest) == ("bolt", "d" * 64)
     assert prepared.images.shape == (GOOD, SIZE, SIZE, 3)
@@ -127,6 +128,7 @@ def test_the_contact_sheet_is_a_picture(prepared: Prepared) -> None:
         assert sheet.height >= 4 * SIZE  # good, and three kinds
 
 
+@pytest.mark.slow
 def test_elsewhere_gives_the_same_bytes_and_another_seed_others(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +166,7 @@ def run_with(root: Path, validation: dict[str, Any], **synthesis: object) -> Pre
     return load_prepared(PREPARED)
 
 
+@pytest.mark.slow
 def test_other_images_and_names_change_no_role_and_no_sample_of_an_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,7 @@ def test_sound_category_passes_and_is_counted(sound: Path) -> None:
     assert {check["rule"]: check["checked"] for check in report["checks"]}["mask_binary"] == 6
 
 
+@pytest.mark.slow
 def test_report_has_the_promised_keys_and_types(root: Path) -> None:
     truncate(root / "train/good/003.png")
     report = json.loads(json.dumps(report_of(root), allow_nan=False))
@@ -159,6 +160,7 @@ def damage_every_way(root: Path) -> dict[str, list[str]]:
     }
 
 
+@pytest.mark.slow
 def test_each_damage_breaks_its_rule_and_no_other_and_names_the_file(root: Path) -> None:
     expected = damage_every_way(root)
     report = report_of(root)
@@ -192,6 +194,7 @@ def test_a_test_image_that_looks_like_a_training_image_is_a_warning(root: Path) 
     assert check["images"][0]["other"] == "train/good/007.png"
 
 
+@pytest.mark.slow
 def test_a_test_image_is_there_once_and_as_one_kind(root: Path) -> None:
     shutil.copy(root / "test/good/002.png", root / "test/good/twin.png")
     assert broken_rules(report_of(root), "warning") == ["no_test_duplicate"]
@@ -202,6 +205,7 @@ def test_a_test_image_is_there_once_and_as_one_kind(root: Path) -> None:
     assert report["errors"] == ["test/hole/twin.png shows the same pixels as an image of the kind good"]
 
 
+@pytest.mark.slow
 def test_two_good_images_are_too_few(root: Path) -> None:
     for path in sorted((root / "train/good").iterdir())[2:]:
         path.unlink()
@@ -217,6 +221,7 @@ def redden(image: Image.Image) -> Image.Image:
     return Image.fromarray((np.array(image) * [1.13, 0.945, 0.945]).astype(np.uint8))
 
 
+@pytest.mark.slow
 def test_oddities_are_warnings_that_let_the_category_pass(root: Path) -> None:
     edit(root / "train/good/002.png", darken)
     edit(root / "test/good/002.png", lambda image: image.filter(ImageFilter.GaussianBlur(3)))
@@ -235,6 +240,7 @@ def test_oddities_are_warnings_that_let_the_category_pass(root: Path) -> None:
     assert "test/good/002.png" in [image["name"] for image in sharpness["images"]]
 
 
+@pytest.mark.slow
 def test_outliers_within_the_allowed_share_are_listed_without_a_warning(root: Path) -> None:
     edit(root / "train/good/002.png", darken)
     report = report_of(root, ValidationParams(max_outlier_share=0.1))
@@ -243,12 +249,14 @@ def test_outliers_within_the_allowed_share_are_listed_without_a_warning(root: Pa
     assert check["images"][0]["name"] == "train/good/002.png"
 
 
+@pytest.mark.slow
 def test_defective_images_may_look_as_they_like(root: Path) -> None:
     for path in (root / "test/hole").iterdir():
         edit(path, darken)
     assert report_of(root)["warnings"] == []
 
 
+@pytest.mark.slow
 def test_category_without_masks_or_test_images_passes(root: Path) -> None:
     shutil.rmtree(root / "ground_truth")
     assert report_of(root)["passed"]
@@ -298,6 +306,7 @@ def test_what_is_learned_from_is_the_training_images_alone(root: Path) -> None:
     assert learned()["data_digest"] != first["data_digest"]
 
 
+@pytest.mark.slow
 def test_near_duplicates_to_learn_from_are_named_shown_and_grouped(root: Path) -> None:
     brighter = np.clip(np.asarray(texture(0)) * 1.04, 0, 255).astype(np.uint8)
     Image.fromarray(brighter).save(root / "train/good/900.png")
@@ -316,6 +325,7 @@ def test_near_duplicates_to_learn_from_are_named_shown_and_grouped(root: Path) -
     assert learned_images(image_table(list_category(root), LIMITS))["near_duplicates"] == learned["near_duplicates"]
 
 
+@pytest.mark.slow
 def test_same_data_gives_the_same_bytes_wherever_and_with_however_many_threads(sound: Path, root: Path) -> None:
     for folder in (sound.parent / "again" / "nut", root):
         shutil.copytree(sound, folder, dirs_exist_ok=True)
@@ -371,6 +381,7 @@ def test_page_loads_nothing_and_shows_the_failing_image(root: Path) -> None:
     assert len(page) < 100_000
 
 
+@pytest.mark.slow
 def test_names_that_do_not_print_come_out_escaped_on_one_line(root: Path) -> None:
     names = [b"line\nbreak.png", b"\xff\xfe.png", "\u202egnp.exe.png".encode(), b"\x1b[31mred.png"]
     for name in names:
@@ -456,6 +467,7 @@ def params_of(root: Path) -> dict[str, Any]:
     return {"data": {"root": str(root.parent), "categories": ["nut"]}, "threads": 1}
 
 
+@pytest.mark.slow
 def test_stage_writes_both_reports_also_when_it_fails(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -474,6 +486,7 @@ def test_stage_writes_both_reports_also_when_it_fails(
     assert sorted(path.name for path in folder.parent.rglob("*")) == written
 
 
+@pytest.mark.slow
 def test_command_fails_with_one_sentence(root: Path, tmp_path: Path) -> None:
     truncate(root / "train/good/003.png")
     (tmp_path / "params.yaml").write_text(json.dumps(params_of(root)))
@@ -493,6 +506,7 @@ def found_by(report: dict[str, Any], rule: str) -> list[str]:
     return [image["problem"] for image in check["images"]] or [check.get("problem", "")]
 
 
+@pytest.mark.slow
 def test_kinds_that_differ_in_capital_letters_alone_are_said(root: Path) -> None:
     (root / "test/Hole").mkdir()
     (root / "test/hole/005.png").rename(root / "test/Hole/005.png")
@@ -523,6 +537,7 @@ def test_inverted_masks_stop_the_category(root: Path) -> None:
     assert report["errors"] == ["67% of the masks mark more than half of their image and all around its border"]
 
 
+@pytest.mark.slow
 def test_what_is_not_used_is_in_the_report_and_on_the_page(root: Path) -> None:
     (root / "ground_truth/hole").rename(root / "ground_truth/hole2")
     (root / "train/bad").mkdir()
@@ -550,6 +565,7 @@ def test_what_is_not_used_is_in_the_report_and_on_the_page(root: Path) -> None:
     assert all(word in page for word in ("train/good/._000.png", "Files that are not used", "hole2/005_mask.png"))
 
 
+@pytest.mark.slow
 def test_few_grey_levels_and_pages_that_are_not_used_are_warnings(root: Path) -> None:
     edit(root / "train/good/003.png", lambda image: image.convert("L").point(lambda value: value // 16).convert("RGB"))
     pages = [Image.open(root / f"train/good/{i:03}.png").copy() for i in (1, 2)]

@@ -192,6 +192,7 @@ def exam_of_nsa() -> tuple[np.ndarray, np.ndarray]:
     return (prepared.exam_images[row] != good).any(axis=-1), np.asarray(prepared.exam_masks[row])
 
 
+@pytest.mark.slow
 def test_settings_statistics_and_a_sheet_are_written(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     report = stage(DISCS, size=128, k=0.25)
     assert report["kind"] == "object"
@@ -246,6 +247,7 @@ def test_images_of_one_colour_can_show_no_change(stage: Stage) -> None:
     assert report["values"]["x0"]["from"] == "paper"
 
 
+@pytest.mark.slow
 def test_images_smaller_than_the_smallest_patch_leave_the_exam_to_the_other_kinds(
     stage: Stage, capsys: pytest.CaptureFixture[str]
 ) -> None:

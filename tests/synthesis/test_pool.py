@@ -62,6 +62,7 @@ def test_a_pool_has_the_same_bytes_with_any_number_of_workers_and_batch_size(kin
     assert len(np.unique(images, axis=0)) > COUNT / 2  # and the samples differ from each other
 
 
+@pytest.mark.slow
 def test_the_exam_has_the_same_bytes_with_any_number_of_workers_and_batch_size() -> None:
     good = np.stack([texture(seed, SIZE, SIZE) for seed in range(COUNT)])
     params = parse_params({"data": {"root": "data", "categories": ["made"]}}, "test")

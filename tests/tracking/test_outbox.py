@@ -81,6 +81,7 @@ def is_whole(run: "MlflowRun") -> bool:
     )
 
 
+@pytest.mark.slow
 def test_a_retraining_without_a_server_comes_to_it_whole_with_the_next_run(
     away: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,6 +101,7 @@ def test_a_retraining_without_a_server_comes_to_it_whole_with_the_next_run(
     assert tracking.find_run("capsule") == sent[1].info.run_id
 
 
+@pytest.mark.slow
 def test_a_server_that_comes_back_in_between_gets_one_run_under_one_parent(away: pytest.MonkeyPatch) -> None:
     parent = start_parent_run("retrain bottle", ["bottle"], PARAMS)
     with opened("train") as run:
@@ -115,6 +117,7 @@ def test_a_server_that_comes_back_in_between_gets_one_run_under_one_parent(away:
     assert child.data.tags[tracking.PARENT_RUN] == first.info.run_id
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_followed_by_an_attempt_that_is_compared_with_it(away: pytest.MonkeyPatch) -> None:
     with pytest.MonkeyPatch.context() as there:
         there.delenv("MLFLOW_TRACKING_URI")
@@ -133,6 +136,7 @@ class CutOff(BaseException):
     """Stands for the process's end."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", ["create_run", "log_batch", "log_artifacts", "set_terminated"])
 def test_sending_that_is_cut_off_is_completed_and_nothing_comes_twice(away: pytest.MonkeyPatch, last: str) -> None:
     from mlflow import MlflowClient
@@ -155,6 +159,7 @@ def test_sending_that_is_cut_off_is_completed_and_nothing_comes_twice(away: pyte
     assert outbox.is_empty()
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_is_writing_is_not_sent_and_a_killed_ones_is(away: pytest.MonkeyPatch) -> None:
     code = """
 from tests.tracking.test_outbox import opened
@@ -179,6 +184,7 @@ input()
     assert is_whole(run)
 
 
+@pytest.mark.slow
 def test_an_outage_during_a_run_loses_nothing(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     database = workspace / ".flawline/mlflow/mlflow.db"
     Path("roc.png").write_bytes(b"picture")
@@ -200,6 +206,7 @@ def test_an_outage_during_a_run_loses_nothing(workspace: Path, capsys: pytest.Ca
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_full_outbox_takes_no_more_and_says_so(
     away: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,6 +217,7 @@ def test_a_full_outbox_takes_no_more_and_says_so(
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_an_outbox_moves_with_its_project(away: pytest.MonkeyPatch, workspace: Path) -> None:
     train_and_evaluate()
     moved = workspace.rename(workspace.with_name("moved"))
@@ -227,6 +235,7 @@ def _forget_connections() -> None:
         engine.dispose()
 
 
+@pytest.mark.slow
 def test_what_could_not_be_registered_is_registered_later_unless_it_has_changed(
     away: pytest.MonkeyPatch, tmp_path: Path, make_capsule: MakeCapsule, capsys: pytest.CaptureFixture[str]
 ) -> None:

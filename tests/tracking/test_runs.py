@@ -261,6 +261,7 @@ def _train_until_killed(ready: Any) -> None:
     signal.pause()
 
 
+@pytest.mark.slow
 def test_a_killed_training_is_continued_without_repeated_points(workspace: Path) -> None:
     context = multiprocessing.get_context("spawn")
     receiving, sending = context.Pipe(duplex=False)
@@ -323,6 +324,7 @@ def test_a_retraining_is_a_parent_with_a_child_per_category(workspace: Path, mon
     assert stored(parent).data.params["categories"] == "bottle screw"
 
 
+@pytest.mark.slow
 def test_without_a_server_one_line_says_so_and_every_call_is_accepted(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -341,6 +343,7 @@ def test_without_a_server_one_line_says_so_and_every_call_is_accepted(
     assert "secret" not in said[0]
 
 
+@pytest.mark.slow
 def test_a_failure_later_on_is_one_warning_and_nothing_is_lost(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
