@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 LOG := $(VENV)/install.log
 # Compiled modules are kept, whatever the shell says: each stage is a process of its own.
 export PYTHONDONTWRITEBYTECODE :=
-# Three processes, as many a test waits for servers; the tests of a file stay together, as they share what is dear to set up.
+# Three processes, as many a test waits for servers. The tests of a file stay together: they share what is dear to make.
 PARALLEL ?= -n 3 --dist loadfile --no-loadscope-reorder
 # One thread of computation for each of these processes.
 QUIET := OMP_NUM_THREADS=1 GX_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 MLFLOW_DISABLE_TELEMETRY=true PREFECT_SERVER_ANALYTICS_ENABLED=false
