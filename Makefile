@@ -20,7 +20,7 @@ test: $(READY)
 	$(QUIET) $(BIN)/python -m pytest $(PARALLEL) $(TESTS)
 
 fast-test: $(READY)
-	$(QUIET) $(BIN)/python -m pytest $(PARALLEL) -m "not slow"
+	$(QUIET) $(BIN)/python -m pytest $(PARALLEL) -n 2 -m "not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check .

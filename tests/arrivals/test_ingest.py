@@ -108,6 +108,7 @@ def test_what_passes_becomes_one_version_and_the_rest_has_its_reasons(line: Proj
     assert not re.search(r"(?:src|href)=.(?!data:)", page)
 
 
+@pytest.mark.slow
 def test_a_batch_without_an_accepted_image_has_its_page(line: Project) -> None:
     write_image(DELIVERED / "dark.png", (surface(np.random.default_rng(3)) * 0.2).astype(np.uint8))
     (summary,) = ingest_here()

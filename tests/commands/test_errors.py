@@ -83,6 +83,7 @@ def refusals(workspace_copy: Project) -> dict[str, subprocess.CompletedProcess[s
         return dict(zip(FAULTS, done, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_faulty_category_is_refused_in_one_sentence(
     workspace_copy: Project, refusals: dict[str, subprocess.CompletedProcess[str]], fault: str

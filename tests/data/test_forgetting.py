@@ -70,6 +70,7 @@ def test_what_is_left_is_what_would_be_there_had_it_never_come(git_project: Proj
     assert digest_at("HEAD", Path("data/tiny/widget.dvc")) == first.digest != more.digest
 
 
+@pytest.mark.slow
 def test_it_may_be_named_by_path_or_digest_and_takes_its_masks_along(git_project: Project) -> None:
     commit_folder("widget")
     forget("widget", [(FOLDER / "test/blob/000.png").resolve()], "wrong")

@@ -268,6 +268,7 @@ def test_the_commands_tell_the_story(git_project: Project, tmp_path: Path) -> No
     assert "1 objects are missing or corrupt" in verified.stderr
 
 
+@pytest.mark.slow
 def test_a_capsules_name_for_what_it_learned_is_that_of_the_version_that_holds_it(git_project: Project) -> None:
     """Whatever lies in the folder besides training images, and whatever these are called."""
     folder = Path("data/tiny/widget")

@@ -275,6 +275,7 @@ def _commit(category: str) -> None:
     commit_version(category, 1, load_params())
 
 
+@pytest.mark.slow
 def test_two_categories_at_once_get_one_commit_each(made: Project) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_commit, args=(name,)) for name in ("widget", "gadget")]
@@ -289,6 +290,7 @@ def test_two_categories_at_once_get_one_commit_each(made: Project) -> None:
         assert registry.find_version(category, 1).git_branch == f"flawline/{category}/1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "before", "after"),
     [

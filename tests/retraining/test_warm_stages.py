@@ -72,6 +72,7 @@ def test_arguments_folder_environment_and_streams_are_the_clients(folder: Path, 
     assert told(run(folder, warm, "tell", "bolt", "2")) == [*expected, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "code", "out", "said"),
     [

@@ -1,5 +1,7 @@
 """Whatever a person calls a kind of defect, MLflow takes it as part of a name, and the text can be had back."""
 
+import os
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,9 +19,9 @@ def is_taken_by_mlflow(name: str) -> bool:
     return True
 
 
-FOLDER_NAMES = st.text(st.characters(exclude_characters="/\0"), min_size=1, max_size=40).filter(
-    lambda name: name not in (".", "..")
-)
+WORDS = st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1, max_size=40)
+BYTES = st.binary(min_size=1, max_size=40).filter(lambda name: not {0, ord("/")} & set(name)).map(os.fsdecode)
+FOLDER_NAMES = st.one_of(WORDS, BYTES).filter(lambda name: name not in (".", ".."))
 
 
 @given(FOLDER_NAMES)
