@@ -1,5 +1,6 @@
 """What several test files need: a workspace with its own MLflow database, and a small real capsule."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from filelock import FileLock
 
 from tests.project import FOREIGN, Project, make_project
 from tests.servers import S3Server, prefect_database, s3_server
@@ -55,17 +57,32 @@ def own_environment() -> Iterator[None]:
             os.environ[name] = before[name]
 
 
+def made_once(name: str, factory: pytest.TempPathFactory, make: Callable[[Path], None]) -> Path:
+    """A copy, of this process, of a folder that one of the session's processes makes and the others wait for."""
+    own = factory.getbasetemp()
+    common = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
+    with FileLock(common.with_suffix(".lock")):
+        if not common.exists():
+            part = common.with_suffix(".part")
+            part.mkdir()
+            make(part)
+            part.rename(common)
+    return Path(shutil.copytree(common, own / f"own-{name}"))
+
+
 @pytest.fixture(scope="session")
 def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow SQLite database with its tables: making them costs seconds, a copy costs none."""
     from components.tracking.connection import prepare_environment
 
     prepare_environment()
-    from mlflow import MlflowClient
 
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
+    def make(folder: Path) -> None:
+        from mlflow import MlflowClient
+
+        MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+
+    return made_once("mlflow", tmp_path_factory, make) / "mlflow.db"
 
 
 @pytest.fixture
@@ -147,11 +164,13 @@ def make_capsule() -> MakeCapsule:
 @pytest.fixture(scope="session")
 def databases(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Path:
     """What a project's first run writes into `.flawline`: databases of MLflow and Prefect with empty tables."""
-    folder = tmp_path_factory.mktemp("databases")
-    (folder / "mlflow").mkdir()
-    shutil.copy(mlflow_database, folder / "mlflow" / "mlflow.db")
-    shutil.copytree(prefect_database(), folder / "prefect")
-    return folder
+
+    def make(folder: Path) -> None:
+        (folder / "mlflow").mkdir()
+        shutil.copy(mlflow_database, folder / "mlflow" / "mlflow.db")
+        shutil.copytree(prefect_database(), folder / "prefect")
+
+    return made_once("databases", tmp_path_factory, make)
 
 
 @pytest.fixture(scope="session")
@@ -190,10 +209,19 @@ def git_project(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture(scope="session")
-def first_run(project: Project) -> tuple[Project, subprocess.CompletedProcess[str]]:
+def first_run(
+    project: Project, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Project, subprocess.CompletedProcess[str]]:
     """A copy of the project after one `flawline run`, and what that said; tests leave its outputs as they are."""
-    ran = project.copy(project.folder.parent / "ran")
-    return ran, ran.flawline("run")
+
+    def make(folder: Path) -> None:
+        done = project.copy(folder / "project").flawline("run")
+        (folder / "said.json").write_text(json.dumps([done.returncode, done.stdout, done.stderr]))
+
+    folder = made_once("ran", tmp_path_factory, make)
+    return Project(folder / "project", project.environment), subprocess.CompletedProcess(
+        "flawline run", *json.loads((folder / "said.json").read_text())
+    )
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,12 @@ print(json.dumps([sys.argv[1:], os.getcwd(), os.environ.get("WORD"), sys.stdin.r
 REFUSE = 'import sys\nprint("out", flush=True)\nsys.exit("flawline: this cannot be")\n'
 FAIL = 'raise LookupError("nothing")\n'
 WAIT = "import os, signal\nprint(os.getpid(), flush=True)\nsignal.pause()\n"
+LATE = """
+import atexit, threading
+atexit.register(print, "when it ends")
+threading.Timer(0.1, print, ["in a thread"]).start()
+print("first")
+"""
 DIE = "import os\nos.kill(os.getpid(), 9)\n"
 
 
@@ -34,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(REPOSITORY / "infra", folder / "infra", ignore=shutil.ignore_patterns("pictures"))
     stages = folder / "components" / "stages"
     stages.mkdir(parents=True)
-    for name, code in {"tell": TELL, "refuse": REFUSE, "fail": FAIL, "wait": WAIT, "die": DIE}.items():
+    for name, code in {"tell": TELL, "refuse": REFUSE, "fail": FAIL, "wait": WAIT, "late": LATE, "die": DIE}.items():
         (stages / f"{name}.py").write_text(code)
     for package in (stages, stages.parent):
         (package / "__init__.py").touch()
@@ -78,6 +84,7 @@ def test_arguments_folder_environment_and_streams_are_the_clients(folder: Path, 
     [
         ("refuse", 1, "out\n", "flawline: this cannot be\n"),
         ("fail", 1, "", "LookupError: nothing\n"),
+        ("late", 0, "first\nin a thread\nwhen it ends\n", ""),
         ("missing", 1, "", "No module named components.stages.missing\n"),
         ("die", 137, "", ""),
     ],
