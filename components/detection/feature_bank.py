@@ -65,6 +65,13 @@ class FeatureBank:
         """Of the exam's samples of kind number `kind` from its sources `rows`; they are never kept in memory."""
         return self._extracted(self.prepared.exam_images[kind], rows, self.prepared.exam_source[rows])
 
+    def of_all_samples(self, rows: np.ndarray) -> Features:
+        """The same of the samples of all K kinds: level to (K, n, C, …)."""
+        kinds, owners = len(self.prepared.exam_kinds), self._digests(self.prepared.exam_source[rows])
+        pieces = ((np.ascontiguousarray(self.prepared.exam_images[kind][rows]), owners) for kind in range(kinds))
+        made = self._extractor.features(pieces, kinds * len(rows))
+        return {level: value.unflatten(0, (kinds, -1)) for level, value in made.items()}
+
     def _take(self, kind: CopyKind | None, count: int, rows: np.ndarray) -> Features:
         """Level to (n, count, C, …): images themselves where `kind` is None, else copies of them."""
 

@@ -11,6 +11,7 @@ they come close: its scratch and fibre are lines too and its stain is a change o
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +53,7 @@ class Scene:
         """S."""
         return len(self.image)
 
-    @property
+    @cached_property
     def is_grey(self) -> bool:
         """Whether the camera sees no colour, so that no defect has one."""
         return not (self.image[..., :1] != self.image[..., 1:]).any()
@@ -255,16 +256,21 @@ def _laid_over(scene: Scene, alpha: Floats, colour: Floats | NDArray[np.float32]
     Pixels inside that happen to keep their value belong to the defect as well.
     """
     reached = alpha > EDGE
-    mixed = scene.image * (1 - alpha[..., None]) + colour * alpha[..., None]
+    near = _window(reached, margin=2)
+    good, own, alpha = scene.image[near], reached[near], alpha[near][..., None]  # (h, w, 3), (h, w), (h, w, 1)
+    laid = np.broadcast_to(colour, scene.image.shape)[near].astype(np.float64)  # (h, w, 3)
+    mixed = good * (1 - alpha) + laid * alpha
     if scene.is_grey:
         mixed = np.repeat((mixed @ GREY)[..., None], 3, axis=-1)
     drawn = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
-    changed = reached & (drawn != scene.image).any(axis=-1)
-    mask = reached & ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(changed, 2), np.ones((3, 3))))[2:-2, 2:-2]
-    return np.where(mask[..., None], drawn, scene.image), mask
+    changed = own & (drawn != good).any(axis=-1)
+    own &= ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(changed, 2), np.ones((3, 3))))[2:-2, 2:-2]
+    image, mask = scene.image.copy(), np.zeros_like(reached)
+    image[near], mask[near] = np.where(own[..., None], drawn, good), own
+    return image, mask
 
 
-def _window(alpha: Floats, margin: int) -> tuple[slice, slice]:
+def _window(alpha: Floats | Mask, margin: int) -> tuple[slice, slice]:
     """The rectangle of (S, S) that holds all that `alpha` reaches, with a margin."""
     if not alpha.any():
         return slice(0, 1), slice(0, 1)
