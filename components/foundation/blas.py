@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-import scipy.linalg  # noqa: F401  # loads its BLAS, so that it is found below
 from threadpoolctl import ThreadpoolController
 
 
@@ -27,4 +26,6 @@ def blas_threads() -> int:
 @cache
 def _libraries() -> ThreadpoolController:
     """All that are loaded: to look for them takes ten milliseconds, longer than many a computation here."""
+    import scipy.linalg  # noqa: F401  # loads its BLAS, so that it is found; who only scores has no need of it
+
     return ThreadpoolController()
