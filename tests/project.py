@@ -33,7 +33,7 @@ TINY: dict[str, Any] = {
         **{"head_steps": 4, "head_rate": 0.03, "steps": 20, "rate": 0.03, "optimizer": "sgd", "batch": 4},
         **{"freeze_batch_norm": False, "projection": [32], "checkpoint_steps": 2, "exam_steps": 10, "device": "cpu"},
     },
-    "fit": {"folds": 2},
+    "fit": {"folds": 2, "layout": "auto"},
     "threshold": {"false_alarm_rate": 0.3},
     "evaluation": {"bootstrap": 50},
 }
