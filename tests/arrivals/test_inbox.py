@@ -213,6 +213,7 @@ def faulty(
         yield proxy, s3_inbox(s3, monkeypatch, tmp_path.name, url)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["GET", "PUT", "POST"])
 @pytest.mark.parametrize("fault", ["500", "503", "reset", "cut", "slow"])
 def test_a_fault_that_passes_is_outlived(
@@ -257,6 +258,7 @@ def test_a_fault_that_stays_is_said_in_one_sentence_and_loses_nothing(
     assert inbox.entries("widget") == entries
 
 
+@pytest.mark.slow
 def test_a_sha256_in_the_metadata_is_checked(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inbox_s3, "BACKOFF_SECONDS", 0.0)
     inbox = s3_inbox(s3, monkeypatch, tmp_path.name)
@@ -358,6 +360,7 @@ def test_more_than_a_thousand_objects_come_in_pages(
     assert inbox.entries("widget") == []
 
 
+@pytest.mark.slow
 def test_wrong_keys_are_said(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     s3_inbox(s3, monkeypatch, "any")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")

@@ -102,6 +102,7 @@ def test_an_error_that_is_no_files_fault_refuses_none(tmp_path: Path, capfd: pyt
     assert "FileNotFoundError" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_inspectors_end_when_the_process_that_has_them_is_killed() -> None:
     with subprocess.Popen([sys.executable, "-c", HOLD], cwd=REPOSITORY, stdout=subprocess.PIPE) as holder:
         try:

@@ -78,6 +78,7 @@ def codes(triage: Triage) -> list[tuple[str, str]]:
     return [(verdict.outcome, verdict.code) for verdict in triage.verdicts]
 
 
+@pytest.mark.slow
 def test_new_good_images_are_accepted(history: pd.DataFrame) -> None:
     found = triaged({f"{number}.png": as_png(good(number)) for number in range(6)}, history)
     assert codes(found) == [("accepted", "")] * 6

@@ -133,6 +133,7 @@ def test_memory_does_not_grow_with_the_number_of_images(scoring: Path, monkeypat
     assert 1 <= most() <= 2
 
 
+@pytest.mark.slow
 def test_screening_needs_no_more_memory_for_more_images(scoring: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from components.arrivals import screening
     from components.images import decode

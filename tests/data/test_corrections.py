@@ -49,6 +49,7 @@ def last_change(sheet: Path) -> dict[str, tuple[str, ...]]:
     return {words: names for words, names in vars(difference).items() if names}
 
 
+@pytest.mark.slow
 def test_masks_that_come_later_and_corrected_ones_are_versions_whose_difference_shows_them(
     delivery: Path, tmp_path: Path
 ) -> None:
@@ -75,6 +76,7 @@ def test_masks_may_come_without_their_images_and_an_image_again_without_its_mask
     assert len(list((FOLDER / "ground_truth/blob").iterdir())) == 4
 
 
+@pytest.mark.slow
 def test_a_mask_under_another_name_takes_the_place_of_the_old_one(delivery: Path, tmp_path: Path) -> None:
     add(delivery)
     (delivery / "ground_truth/blob/000_mask.png").unlink()
@@ -110,6 +112,7 @@ def test_a_mask_corrected_in_the_folder_itself_is_looked_at_too(delivery: Path) 
         commit_folder("widget")
 
 
+@pytest.mark.slow
 def test_a_test_image_offered_as_another_kind_moves_there_with_its_mask(delivery: Path, tmp_path: Path) -> None:
     add(delivery)
     for old, new in (("test/blob/000.png", "test/scratch/000.png"), ("test/blob/001.png", "test/good/001b.png")):
@@ -257,6 +260,7 @@ def test_what_an_edit_of_a_hard_link_took_from_the_old_version_is_said(hard_link
     assert max(path.stat().st_nlink for path in FOLDER.rglob("*.png")) == 1
 
 
+@pytest.mark.slow
 def test_what_an_edit_of_a_hard_link_took_is_said_by_an_ingest_too(
     hard_linked: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:

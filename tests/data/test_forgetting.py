@@ -127,6 +127,7 @@ def test_erased_bytes_are_nowhere_in_cache_remote_and_evidence(git_project: Proj
     assert not verify("widget").findings
 
 
+@pytest.mark.slow
 def test_bytes_that_another_file_needs_are_kept(git_project: Project) -> None:
     data = (FOLDER / GONE).read_bytes()
     Path("data/tiny/gadget/train/good/same.png").write_bytes(data)
@@ -291,6 +292,7 @@ def cut_short(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_bytes_that_a_category_in_another_folder_needs_are_kept(git_project: Project) -> None:
     data = (FOLDER / GONE).read_bytes()
     shutil.copytree(FOLDER, "data/other/part")

@@ -60,6 +60,7 @@ def hostile(git_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return Project(git_project.folder, {**git_project.environment, "GIT_CONFIG_GLOBAL": str(settings)})
 
 
+@pytest.mark.slow
 def test_versions_are_the_same_whatever_the_users_git_prints(
     hostile: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +215,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_edits_of_the_parameters_at_once_are_all_there(git_project: Project) -> None:
     edit = "import sys; from flows.data.settings import edit_params; edit_params(settings=[sys.argv[1]])"
     settings = ("seed=7", "threads=2", "method=pretrained", "training.steps=9")

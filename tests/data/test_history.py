@@ -220,6 +220,7 @@ def test_a_message_that_is_no_utf8_is_listed(git_project: Project) -> None:
     assert version.message.startswith("gepr\ufffdft: widget: +14")
 
 
+@pytest.mark.slow
 def test_a_remote_that_does_not_answer_is_one_sentence(git_project: Project) -> None:
     commit_folder("widget")
     with pytest.raises(UserError, match="No remote is set"):

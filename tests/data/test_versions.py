@@ -29,6 +29,7 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_folder_becomes_a_version_and_new_images_the_next(git_project: Project, tmp_path: Path) -> None:
     first = commit_folder("widget")
     assert first.is_new
@@ -46,6 +47,7 @@ def test_a_folder_becomes_a_version_and_new_images_the_next(git_project: Project
     assert "up to date" in git_project.dvc("status", "data/tiny/widget.dvc").stdout
 
 
+@pytest.mark.slow
 def test_the_same_images_again_make_no_version(git_project: Project, tmp_path: Path) -> None:
     images = new_images(tmp_path / "in", 2)
     commit_folder("widget")
@@ -157,6 +159,7 @@ def test_a_held_lock_of_git_is_said_and_later_it_works(git_project: Project, tmp
     assert add(images).is_new
 
 
+@pytest.mark.slow
 def test_a_stage_that_reads_the_folder_is_left_alone(git_project: Project, tmp_path: Path) -> None:
     commit_folder("widget")
     holder = "\n".join(

@@ -79,6 +79,7 @@ def allowed(exams: int) -> float:
     return ERROR + 3 * float(np.sqrt(ERROR * (1 - ERROR) / exams))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [10, 40])
 def test_of_two_equal_detectors_the_second_wins_as_rarely_as_is_said(images: int) -> None:
     wins = 0

@@ -205,6 +205,7 @@ def test_charts_without_defective_images_still_say_what_can_be_said(tmp_path: Pa
     sheets.map_gallery([], [], [], [], [], tmp_path / "gallery.png")
 
 
+@pytest.mark.slow
 def test_histogram_of_equal_scores_and_of_wide_ones(tmp_path: Path) -> None:
     figures.score_histogram([2.0, 2.0], {"same": [2.0]}, 2.0, tmp_path / "equal.png")
     figures.score_histogram([1e-3, 1.0], {"far": [1e5], "none": []}, 10.0, tmp_path / "wide.png")

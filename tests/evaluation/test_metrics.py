@@ -214,6 +214,7 @@ def test_alarm_is_strictly_above_the_threshold() -> None:
     assert metrics.f1_at([0, 1, 1], [1.0, 2.0, 3.0], 2.0) == pytest.approx(2 / 3)
 
 
+@pytest.mark.slow
 def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     """Scores N(0, 1) and N(1, 1): the true AUROC is Phi(1 / sqrt 2)."""
     truth, rng, trials = (1 + erf(0.5)) / 2, np.random.default_rng(11), 150

@@ -115,6 +115,7 @@ PREFECT_LOGGING_LEVEL = "INFO"
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
@@ -183,6 +184,7 @@ def silent_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_an_s3_server_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch, git_project: Project) -> None:
     monkeypatch.setattr(network, "CONNECT_SECONDS", 0.5)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")

@@ -93,6 +93,7 @@ def test_both_libraries_give_the_same_levels_and_the_blocks_of_a_manual_pass(nam
     torch.testing.assert_close(found[HEAD], x.mean(dim=(2, 3)), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [TINY, "torchvision/vgg11"])
 def test_a_level_is_the_same_alone_and_together_with_deeper_ones(name: str) -> None:
     encoder = built(name)

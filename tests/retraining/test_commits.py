@@ -210,6 +210,7 @@ def test_another_threshold_is_a_commit_behind_that_of_the_version_it_was_set_for
         commit_threshold(registry.find_version("gadget", 1), origin)
 
 
+@pytest.mark.slow
 def test_an_update_leads_to_the_version_that_it_kept(made: Project) -> None:
     commit_version("widget", 1, load_params())
     register("widget", "3" * 64)

@@ -118,6 +118,7 @@ def learn(digest: str) -> None:
     Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"evaluate@widget": stage}}))
 
 
+@pytest.mark.slow
 def test_the_nightly_look_asks_params_yaml_how_much_is_enough(git_project: Project, tmp_path: Path) -> None:
     from flows.retraining.schedule import retrain_changed
 

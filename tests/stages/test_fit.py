@@ -126,6 +126,7 @@ def test_a_capsule_is_made_as_asked_scores_and_finds_the_defect(
         assert inside > maps[IMAGES:][~prepared.exam_masks[0]].mean()
 
 
+@pytest.mark.slow
 def test_the_parts_hold_what_was_asked_for(encoder: Encoder, prepared: Prepared, tmp_path: Path) -> None:
     kinds = {"kernel": KernelScorer, "kernel of levels": LevelwiseScorer, "image": GaussianScorer}
     for name, kind in kinds.items():
@@ -135,6 +136,7 @@ def test_the_parts_hold_what_was_asked_for(encoder: Encoder, prepared: Prepared,
         assert not capsule.detector.heads
 
 
+@pytest.mark.slow
 def test_a_capsule_carries_the_head_whose_logit_it_shows(encoder: Encoder, prepared: Prepared, tmp_path: Path) -> None:
     head = projection_head(encoder.width, (8,), 3, seed=0).eval()
     save_head(head, tmp_path)
@@ -291,6 +293,7 @@ def test_near_duplicates_are_never_scored_by_a_density_of_each_other(encoder: En
             assert len(set(plan.folds[alike.groups[plan.rows] == group])) == 1
 
 
+@pytest.mark.slow
 def test_without_refit_the_density_never_sees_a_held_out_image(
     encoder: Encoder, prepared: Prepared, tmp_path: Path
 ) -> None:

@@ -92,6 +92,7 @@ def darken(image: Image.Image) -> Image.Image:
     return image.point(lambda value: value // 2)
 
 
+@pytest.mark.slow
 def test_sound_category_passes_and_is_counted(sound: Path) -> None:
     report = report_of(sound)
     assert report["passed"]
@@ -183,6 +184,7 @@ def test_rules_belong_to_the_suite_of_the_category_or_of_the_test_images(sound: 
     assert set(suites.values()) == {"category", "evaluation"}
 
 
+@pytest.mark.slow
 def test_a_test_image_that_looks_like_a_training_image_is_a_warning(root: Path) -> None:
     shutil.copy(root / "train/good/007.png", root / "test/good/shot.png")
     edit(root / "test/good/shot.png", lambda image: image.point(lambda value: min(value + 3, 255)))
@@ -264,6 +266,7 @@ def test_category_without_masks_or_test_images_passes(root: Path) -> None:
     assert report_of(root)["passed"]
 
 
+@pytest.mark.slow
 def test_category_in_which_nothing_decodes_still_gets_its_report_and_page(root: Path) -> None:
     for path in root.rglob("*.png"):
         path.write_bytes(b"noise")
@@ -352,6 +355,7 @@ class Links(HTMLParser):
         self.handlers += [name for name, _ in attrs if name.startswith("on")]
 
 
+@pytest.mark.slow
 def test_names_on_the_page_are_text_and_never_markup(root: Path) -> None:
     hostile = ['<img src=x onerror="alert(1)">.png', "<script>alert(2)<-script>.png", "'\"><b>{{7*7}}.png"]
     for name in hostile:
@@ -369,6 +373,7 @@ def test_names_on_the_page_are_text_and_never_markup(root: Path) -> None:
     assert "{{7*7}}.png" in page
 
 
+@pytest.mark.slow
 def test_page_loads_nothing_and_shows_the_failing_image(root: Path) -> None:
     shutil.copy(root / "train/good/004.png", root / "test/good/leak.png")
     page = page_of(root)
@@ -394,6 +399,7 @@ def test_names_that_do_not_print_come_out_escaped_on_one_line(root: Path) -> Non
     page_of(root).encode()
 
 
+@pytest.mark.slow
 def test_long_lists_are_cut_in_the_sentence_and_in_the_report(root: Path) -> None:
     for i in range(60):
         (root / f"train/good/bad{i}.png").write_text("no picture")
@@ -516,6 +522,7 @@ def test_kinds_that_differ_in_capital_letters_alone_are_said(root: Path) -> None
     assert "kinds_distinct" in broken_rules(report, "warning")
 
 
+@pytest.mark.slow
 def test_masks_are_looked_at_with_care(root: Path) -> None:
     masks = root / "ground_truth/hole"
     edit(masks / "000_mask.png", lambda mask: mask.point(lambda value: 255 - value))
@@ -530,6 +537,7 @@ def test_masks_are_looked_at_with_care(root: Path) -> None:
     assert set(broken_rules(report, "warning")) == {"mask_small", "mask_orientation"}
 
 
+@pytest.mark.slow
 def test_inverted_masks_stop_the_category(root: Path) -> None:
     for path in sorted((root / "ground_truth/hole").iterdir())[:4]:
         edit(path, lambda mask: mask.point(lambda value: 255 - value))

@@ -28,6 +28,7 @@ def boxes_in_images(draw: st.DrawFn) -> np.ndarray:
     return image
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(boxes_in_images())
 def test_equals_scikit_image(image: np.ndarray) -> None:
