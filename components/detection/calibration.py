@@ -12,13 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from components.density.gaussian import Scorer
 from components.detection.detector import BATCH, Composition, Part, arrange, image_scores
 from components.detection.exam import fold_scorers
-from components.detection.extraction import Features
-from components.detection.feature_bank import few_images
+from components.detection.feature_bank import FeatureBank, few_images
 from components.detection.fitting import Banks, fit_scorers, learned
 from components.detection.promise import Construction, Promise, group_scores, promise
 from components.foundation.params import Params, ThresholdParams
@@ -28,6 +26,7 @@ from components.synthesis.prepared import Prepared, batches
 
 NAMED = 8  # images at or above the threshold that are named
 SAMPLES = 18  # of each kind of the exam's defects, by which it is measured what the threshold misses
+TOGETHER = 4  # of the exam's images: the samples of all kinds from so many fill the network's batches
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,6 @@ def fit_and_score(
     distances: dict[Composition, np.ndarray] = {}
     samples = {composition: no_samples(prepared) for composition in judging}
     sitting = judged_samples(prepared, plan)
-    asked = sample_features(judging, banks, sitting)
     for widest, alike in nested(compositions).items():
         features = learned(widest, banks[widest.encoder], rows)  # (1 + copies, N, …)
         everything = widest.scorer_of(features.reshape(-1, *features.shape[2:]))
@@ -173,10 +171,9 @@ def fit_and_score(
             own = {composition: composition.narrowed(scorer) for composition in alike}
             for composition, values in found.items():
                 values[left_out] = own[composition].score(features[0, left_out])
-            here = np.isin(prepared.exam_source[sitting], rows[left_out])
-            for composition in samples.keys() & own.keys() if here.any() else ():
-                scores = score_samples(composition, own[composition], asked[widest.encoder], here)
-                samples[composition][:, sitting[here]] = scores
+            here = sitting[np.isin(prepared.exam_source[sitting], rows[left_out])]
+            for composition in samples.keys() & own.keys():
+                score_samples(composition, own[composition], banks[widest.encoder], here, samples[composition])
         distances |= found
     return Fitted({c: scorers[c] for c in compositions}, {c: distances[c] for c in compositions}, samples)
 
@@ -192,11 +189,9 @@ def _fit_apart(
         features = {name: banks[name].of(rows) for name in dict.fromkeys(c.encoder for c in scorers)}
         for composition, own in pieces.items():
             own.append(scorers[composition].score(arrange(features[composition.encoder], composition)))
-    sitting = judged_samples(prepared, plan)
-    asked = sample_features(judging, banks, sitting)
-    for composition, found in samples.items() if len(sitting) else ():
-        scores = score_samples(composition, scorers[composition], asked[composition.encoder], sitting >= 0)
-        found[:, sitting] = scores
+    for composition, found in samples.items():
+        bank, scorer = banks[composition.encoder], scorers[composition]
+        score_samples(composition, scorer, bank, judged_samples(prepared, plan), found)
     return Fitted(scorers, {composition: np.concatenate(own) for composition, own in pieces.items()}, samples)
 
 
@@ -210,24 +205,13 @@ def judged_samples(prepared: Prepared, plan: Plan) -> np.ndarray:
     return np.flatnonzero(np.isin(prepared.exam_source, plan.rows))[:SAMPLES]
 
 
-def sample_features(judging: Sequence[Composition], banks: Banks, sitting: np.ndarray) -> dict[str, Features]:
-    """Of each encoder that judges: features of all kinds of samples of the exam's images `sitting` (m,).
-
-    Level to (K, m, C, …). They are made together, as the network computes whole batches, however few are asked for.
-    """
-    names = dict.fromkeys(c.encoder for c in judging) if len(sitting) else ()
-    return {name: banks[name].of_all_samples(sitting) for name in names}
-
-
-def score_samples(composition: Composition, scorer: Scorer, features: Features, which: np.ndarray) -> np.ndarray:
-    """The image scores (K, n) of those n samples of each kind that `which` (m,) bool says.
-
-    features: level to (K, m, C, …).
-    """
-    chosen = torch.from_numpy(which)
-    own = {level: value[:, chosen].flatten(0, 1) for level, value in features.items()}  # (K · n, C, …)
-    scores = image_scores(scorer.score(arrange(own, composition)), composition)
-    return scores.reshape(-1, np.count_nonzero(which))
+def score_samples(
+    composition: Composition, scorer: Scorer, bank: FeatureBank, sitting: np.ndarray, into: np.ndarray
+) -> None:
+    """Write the image scores of all kinds of samples of the exam's images `sitting` (m,) into (K, M)."""
+    for rows in batches(sitting, TOGETHER):
+        distances = scorer.score(arrange(bank.of_all_samples(rows), composition))
+        into[:, rows] = image_scores(distances, composition).reshape(len(into), -1)
 
 
 def nested(compositions: Sequence[Composition]) -> dict[Composition, list[Composition]]:

@@ -66,11 +66,10 @@ class FeatureBank:
         return self._extracted(self.prepared.exam_images[kind], rows, self.prepared.exam_source[rows])
 
     def of_all_samples(self, rows: np.ndarray) -> Features:
-        """The same of the samples of all K kinds: level to (K, n, C, …)."""
+        """The same of all kinds of samples, those of one kind together: level to (K · n, C, …)."""
         kinds, owners = len(self.prepared.exam_kinds), self._digests(self.prepared.exam_source[rows])
         pieces = ((np.ascontiguousarray(self.prepared.exam_images[kind][rows]), owners) for kind in range(kinds))
-        made = self._extractor.features(pieces, kinds * len(rows))
-        return {level: value.unflatten(0, (kinds, -1)) for level, value in made.items()}
+        return self._extractor.features(pieces, kinds * len(rows))
 
     def _take(self, kind: CopyKind | None, count: int, rows: np.ndarray) -> Features:
         """Level to (n, count, C, …): images themselves where `kind` is None, else copies of them."""
