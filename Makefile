@@ -6,8 +6,8 @@ READY := $(VENV)/.ready
 LOG := $(VENV)/install.log
 # Compiled modules are kept, whatever the shell says: each stage is a process of its own.
 export PYTHONDONTWRITEBYTECODE :=
-# Three processes, as many a test waits for servers. The tests of a file stay together: they share what is dear to make.
-PARALLEL ?= -n 3 --dist loadfile --no-loadscope-reorder
+# Of all tests three processes, as many wait for servers. Those of a file stay together: they share what is dear to make.
+PARALLEL ?= --dist loadfile --no-loadscope-reorder
 # One thread of computation for each of these processes.
 QUIET := OMP_NUM_THREADS=1 GX_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 MLFLOW_DISABLE_TELEMETRY=true PREFECT_SERVER_ANALYTICS_ENABLED=false
 
@@ -17,10 +17,10 @@ demo: $(READY)
 	@$(BIN)/flawline demo
 
 test: $(READY)
-	$(QUIET) $(BIN)/python -m pytest $(PARALLEL) $(TESTS)
+	$(QUIET) $(BIN)/python -m pytest -n 3 $(PARALLEL) $(TESTS)
 
 fast-test: $(READY)
-	$(QUIET) $(BIN)/python -m pytest $(PARALLEL) -n 2 -m "not slow"
+	$(QUIET) $(BIN)/python -m pytest -n 2 $(PARALLEL) -m "not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check .

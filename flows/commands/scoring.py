@@ -118,7 +118,7 @@ def _rows(
 
 
 def _draw(capsule: Capsule, image: np.ndarray, anomaly_map: np.ndarray, score: float, path: Path, folder: Path) -> Path:
-    from components.evaluation.sheets import map_gallery
+    from components.evaluation.sheets import map_gallery  # imports matplotlib
 
     picture = folder / picture_name(path)
     title = printable(f"{capsule.category}: {path.name}")

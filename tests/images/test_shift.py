@@ -82,3 +82,9 @@ def test_near_duplicates_count_once() -> None:
     assert "brightness" in warned(twins)
     twins["group"] = groups
     assert warned(twins) == set()
+
+
+def test_a_single_image_is_no_set_that_differs() -> None:
+    """As where all training images are near-duplicates of each other."""
+    assert shift_p_value([100.0], np.arange(40.0)) == 1.0
+    assert shift_p_value(np.arange(40.0), [100.0]) == 1.0
