@@ -12,8 +12,8 @@ import hypothesis
 import pytest
 from filelock import FileLock
 
-from tests.project import FOREIGN, Project, make_project
-from tests.servers import S3Server, prefect_database, s3_server
+from tests.project import FOREIGN, SERVER, Project, make_project
+from tests.servers import S3Server, prefect_database, prefect_server, s3_server
 
 hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is no fault
 hypothesis.settings.load_profile("patient")
@@ -177,14 +177,15 @@ def databases(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -
 def project(tmp_path_factory: pytest.TempPathFactory, databases: Path) -> Iterator[Project]:
     """A tiny project with two categories in which nothing has run yet; to be copied, not changed.
 
-    Its stages are forked from one process that has imported the libraries (`Project.cold` has none).
+    Its stages are forked from one process that has imported the libraries (`Project.cold` has none), and its flows
+    talk to one Prefect server (`Project.alone` has none): a temporary one costs each of them ten seconds.
     """
     from flows.retraining.warm_stages import ADDRESS, warm_process
 
     made = make_project(tmp_path_factory.mktemp("line") / "fresh")
     shutil.copytree(databases, made.folder / ".flawline")
-    with warm_process({"OMP_NUM_THREADS": "1"}) as address:
-        yield Project(made.folder, {**made.environment, ADDRESS: address})
+    with warm_process({"OMP_NUM_THREADS": "1"}) as address, prefect_server(made.folder.parent / "server") as url:
+        yield Project(made.folder, {**made.environment, ADDRESS: address, SERVER: url})
 
 
 @pytest.fixture
@@ -215,7 +216,7 @@ def first_run(
     """A copy of the project after one `flawline run`, and what that said; tests leave its outputs as they are."""
 
     def make(folder: Path) -> None:
-        done = project.copy(folder / "project").flawline("run")
+        done = project.copy(folder / "project").alone().flawline("run")
         (folder / "said.json").write_text(json.dumps([done.returncode, done.stdout, done.stderr]))
 
     folder = made_once("ran", tmp_path_factory, make)

@@ -19,6 +19,7 @@ REPOSITORY = Path(__file__).parents[1]
 CATEGORIES = ("widget", "gadget")  # the second has no defective image and no mask
 STEPS = 24  # of training: 4 of the head, 20 of all layers
 SIDE = 48
+SERVER = "PREFECT_API_URL"
 FOREIGN = ("PREFECT_", "MLFLOW_", "FLAWLINE_", "DVC_", "GIT_")  # variables that reach other projects' state or services
 TINY: dict[str, Any] = {
     "method": "cutpaste-3way",
@@ -89,7 +90,14 @@ class Project:
 
     def cold(self) -> "Project":
         """The same, but each flow makes ready its own process from which its stages are forked."""
-        return Project(self.folder, {name: value for name, value in self.environment.items() if name != ADDRESS})
+        return self._without(ADDRESS)
+
+    def alone(self) -> "Project":
+        """The same, but no Prefect server is named: each flow starts a temporary one."""
+        return self._without(SERVER)
+
+    def _without(self, variable: str) -> "Project":
+        return Project(self.folder, {name: value for name, value in self.environment.items() if name != variable})
 
     def copy(self, folder: Path) -> "Project":
         """The same project, with all that it has computed, in another folder."""

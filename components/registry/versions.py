@@ -136,8 +136,8 @@ def register(
     The same capsule again gives its version, with these figures; what was decided of it stays: a version that was
     rejected, or had to go as champion, is no challenger again.
 
-    The capsule is loaded first, which checks its digests and its golden scores. Its MLflow model is made of code
-    (`components.registry.served_model`) and needs no network to be made.
+    The capsule of a new one is loaded first, which checks its digests and its golden scores. Its MLflow model is made
+    of code (`components.registry.served_model`) and needs no network to be made.
 
     Args:
         category: the product.
@@ -147,7 +147,6 @@ def register(
         method: as in params.yaml.
         by_kind: what was measured on each kind of defect.
     """
-    from components.detection.capsule import load_capsule
     from components.detection.card import read_card
 
     card = read_card(capsule_dir)
@@ -155,6 +154,8 @@ def register(
         client, experiment = connect()
         found = _find_digest(client, category, card["digest"])
         if found is None:
+            from components.detection.capsule import load_capsule  # seconds to import, and for a new version only
+
             load_capsule(capsule_dir)
             tags = _version_tags(card, metrics, method, by_kind or {})
             found = _new_version(client, experiment, category, capsule_dir, run_id, tags)

@@ -130,7 +130,7 @@ def test_the_server_is_the_one_that_prefect_itself_would_use(
 ) -> None:
     (tmp_path / ".prefect").mkdir()
     (tmp_path / ".prefect" / "profiles.toml").write_text(PROFILES)
-    own = {name: value for name, value in project.environment.items() if name != "PREFECT_PROFILES_PATH"}
+    own = {name: value for name, value in project.alone().environment.items() if name != "PREFECT_PROFILES_PATH"}
     at_home = Project(project.folder, {**own, "HOME": str(tmp_path), **more})
     asked = at_home.run(
         "-c",
@@ -165,7 +165,7 @@ def test_the_temporary_server_is_reached_whatever_the_proxies(git_project: Proje
     proxies = {"HTTP_PROXY": f"http://{dead}", "HTTPS_PROXY": f"http://{dead}"}
     if find_spec("socksio"):  # in requirements.lock; an older environment may lack it
         proxies["ALL_PROXY"] = f"socks5://{dead}"
-    project = Project(git_project.folder, {**git_project.environment, **proxies})
+    project = Project(git_project.folder, {**git_project.alone().environment, **proxies})
     done = project.flawline("ingest", "--source", inbox.parent)
     assert (done.returncode, done.stderr) == (0, "")
     assert "1 arrived, 1 accepted" in done.stdout

@@ -154,7 +154,7 @@ def test_of_a_run_that_is_ended_nothing_goes_on(ran: Project, tmp_path: Path, nu
     temporary, said = tmp_path / "temporary", tmp_path / "said"
     temporary.mkdir()
     command = [sys.executable, "-m", "flows.commands.cli", "run", "widget"]
-    environment = {**copy.cold().environment, "TMPDIR": str(temporary)}
+    environment = {**copy.cold().alone().environment, "TMPDIR": str(temporary)}
     with (
         said.open("wb") as stderr,
         subprocess.Popen(

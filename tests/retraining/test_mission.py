@@ -60,7 +60,7 @@ def site(git_project: Project, tmp_path: Path) -> Iterator[Project]:
         profile = f'active = "here"\n[profiles.here]\nPREFECT_API_URL = "{url}"\n'
         (tmp_path / "profiles.toml").write_text(profile)
         own = {"PREFECT_PROFILES_PATH": str(tmp_path / "profiles.toml"), "PREFECT_WORKER_QUERY_SECONDS": "1"}
-        yield Project(git_project.folder, {**git_project.environment, **own})
+        yield Project(git_project.folder, {**git_project.alone().environment, **own})
 
 
 def write_widget(root: Path, generator: np.random.Generator) -> None:

@@ -42,7 +42,7 @@ def site(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     own = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull, "PREFECT_WORKER_QUERY_SECONDS": "1"}
     own |= {f"GIT_{who}_{what}": "tester@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     own |= {"PREFECT_PROFILES_PATH": str(folder / "profiles.toml"), "DVC_SITE_CACHE_DIR": str(folder / "site")}
-    site = Project(copy.folder, {**copy.environment, **own})
+    site = Project(copy.folder, {**copy.alone().environment, **own})
     site.git("add", ".gitignore", ".dvcignore", ".dvc", "dvc.yaml", "params.yaml", "prefect.yaml")
     site.git("commit", "-qm", "Begin")
     with prefect_server(folder / "server") as url:
