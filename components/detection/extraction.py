@@ -28,7 +28,7 @@ from components.images.tensors import as_tensor
 from components.learning.backbone import Encoder
 
 Features = dict[str, Tensor]
-Piece = tuple[np.ndarray, Sequence[str]]  # uint8 (b, S, S, 3), and of each the digest of the image that it comes from
+Piece = tuple[np.ndarray, Sequence[str]]  # uint8 (b, S, S, 3), and of each the digests of the images that it shows
 
 
 def feature_store(max_bytes: int) -> ByteCache:

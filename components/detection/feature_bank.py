@@ -63,12 +63,14 @@ class FeatureBank:
 
     def of_samples(self, kind: int, rows: np.ndarray) -> Features:
         """Of the exam's samples of kind number `kind` from its sources `rows`; they are never kept in memory."""
-        return self._extracted(self.prepared.exam_images[kind], rows, self.prepared.exam_source[rows])
+        return self._extracted(self.prepared.exam_images[kind], rows, self.prepared.shown_by(kind, rows))
 
     def of_all_samples(self, rows: np.ndarray) -> Features:
         """The same of all kinds of samples, those of one kind together: level to (K · n, C, …)."""
-        kinds, owners = len(self.prepared.exam_kinds), self._digests(self.prepared.exam_source[rows])
-        pieces = ((np.ascontiguousarray(self.prepared.exam_images[kind][rows]), owners) for kind in range(kinds))
+        kinds, images = len(self.prepared.exam_kinds), self.prepared.exam_images
+        pieces = (
+            (np.ascontiguousarray(images[kind][rows]), self.prepared.shown_by(kind, rows)) for kind in range(kinds)
+        )
         return self._extractor.features(pieces, kinds * len(rows))
 
     def _take(self, kind: CopyKind | None, count: int, rows: np.ndarray) -> Features:
@@ -76,7 +78,7 @@ class FeatureBank:
 
         def make(missing: np.ndarray) -> Features:
             if kind is None:
-                made = self._extracted(self.prepared.images, missing, missing)
+                made = self._extracted(self.prepared.images, missing, self._digests(missing))
                 return {level: value[:, None] for level, value in made.items()}
             return self._copies(missing, count, kind)
 
@@ -85,10 +87,10 @@ class FeatureBank:
         kept = self._kept.setdefault((kind, count), _Kept(np.zeros(len(self.prepared.images), bool)))
         return kept.take(rows, make)
 
-    def _extracted(self, images: np.ndarray, rows: np.ndarray, sources: np.ndarray) -> Features:
-        """Features of `images[rows]` (uint8 (N, S, S, 3), may be mapped from disk) that come from good `sources`."""
+    def _extracted(self, images: np.ndarray, rows: np.ndarray, owners: Sequence[str]) -> Features:
+        """Features of `images[rows]` (uint8 (N, S, S, 3), may be mapped from disk); owners: (n,) whose they are."""
         places = batches(np.arange(len(rows)), BATCH)
-        pieces = ((np.ascontiguousarray(images[rows[own]]), self._digests(sources[own])) for own in places)
+        pieces = ((np.ascontiguousarray(images[rows[own]]), [owners[place] for place in own]) for own in places)
         return self._extractor.features(pieces, len(rows))
 
     def _copies(self, rows: np.ndarray, count: int, kind: CopyKind) -> Features:

@@ -20,9 +20,9 @@ _KEPT_FREE = 16  # pages, for the tables' own
 _TABLES = """
 CREATE TABLE IF NOT EXISTS entries(id INTEGER PRIMARY KEY, key TEXT UNIQUE, owner TEXT, bytes INTEGER, used REAL);
 CREATE INDEX IF NOT EXISTS by_use ON entries(used);
-CREATE INDEX IF NOT EXISTS by_owner ON entries(owner);
 CREATE TABLE IF NOT EXISTS contents(id INTEGER PRIMARY KEY, digest BLOB, value BLOB);
 """
+_OWNED = "SELECT id FROM entries WHERE instr(' ' || owner || ' ', ' ' || ? || ' ')"
 _Answer = TypeVar("_Answer")
 
 
@@ -48,7 +48,7 @@ class ByteCache:
         return self._tried(lambda file: self._read(file, keys), {}, makes=False) if keys else {}
 
     def write(self, values: Mapping[str, tuple[str, bytes]]) -> None:
-        """Store values by key, each with its owner, as far as there is room."""
+        """Store values by key, each with its owner, or owners with a space in between, as far as there is room."""
         if values:
             self._tried(lambda file: self._write(file, values), None, makes=True)
 
@@ -57,7 +57,7 @@ class ByteCache:
 
         def drop(file: sqlite3.Connection) -> bool:
             for owner in owners:
-                self._drop(file, [row for (row,) in file.execute("SELECT id FROM entries WHERE owner = ?", (owner,))])
+                self._drop(file, [row for (row,) in file.execute(_OWNED, (owner,))])
             return True
 
         if not self._tried(drop, False, makes=False):

@@ -19,7 +19,7 @@ from components.images.tensors import as_tensor
 from components.learning.backbone import Encoder
 from components.learning.decoder import Decoder, MapNetwork, build_decoder
 from components.learning.learner import Learner, Listener
-from components.synthesis.nsa import nsa_sample, prepare
+from components.synthesis.nsa import nsa_sample, prepare, sources_of
 from components.synthesis.nsa_params import NsaParams
 from components.synthesis.views import draw_views
 
@@ -63,7 +63,7 @@ class MapTask:
 
     def source_rows(self, keys: SampleKeys) -> np.ndarray:
         """Another row to learn from for each key, as `SampleKeys.choose` does; the same where there is only one."""
-        return self.rows[keys.choose("nsa source", self.keys[self.rows])]
+        return self.rows[sources_of(keys, self.keys[self.rows])]
 
 
 class MapLearner(Learner):

@@ -1,13 +1,12 @@
 """Stage synthesize: bring the good images to the network's size, hold some out, and write the synthetic exam."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from components.evaluation.sheets import contact_sheet
 from components.foundation.byte_cache import ByteCache
@@ -21,30 +20,23 @@ from components.images.dataset import list_category
 from components.images.decode import read_square
 from components.images.identity import EXAMINE, LEARN, Roles, keys_of
 from components.images.known import Known
-from components.images.tensors import as_tensor
 from components.stages.command import run_stage
-from components.synthesis import cutpaste
-from components.synthesis.exam_kinds import KINDS, contrast_unit, kind_makers, strengths_of
+from components.synthesis.exam_kinds import strengths_of
+from components.synthesis.exam_samples import EXAM_EPOCH, EXAM_KINDS, exam_keys, exam_makers, exam_others, unit_of
+from components.synthesis.kept_samples import KeptSamples
 from components.synthesis.nsa import NoPatchError, nsa_batch, prepare
 from components.synthesis.nsa_derive import sample_statistics, sample_warnings
 from components.synthesis.nsa_params import NsaParams
 from components.synthesis.nsa_settings import FILE, MOST_IMAGES, nsa_params_of
 from components.synthesis.pool import fill_pool
 from components.synthesis.prepared import new_array, write_index
-from components.synthesis.tasks import patch_params, scar_params
 
-Samples = tuple[np.ndarray, np.ndarray]  # uint8 (B, S, S, 3), bool (B, S, S)
-SampleMaker = Callable[[np.ndarray], Samples]  # of numbers, int64 (B,)
 READS = ("image", "limits", "nsa", "seed", "synthesis")
 MAKING = ("image", "nsa", "seed", "synthesis")  # limits change no byte of what passes them
-EXAM_KINDS = ("cutpaste", "scar", "nsa", "cutout", *KINDS)
-EXAM_EPOCH = 1 << 40  # no epoch of any training: the exam's samples are never trained on
-SHEET_EPOCH = EXAM_EPOCH + 1
+SHEET_EPOCH = EXAM_EPOCH + 1  # nor are these
 SHEET_SAMPLES, SHEET_TILE = 64, 96
 SHEET_SOURCES = 8
-UNIT_IMAGES = 48  # are enough to tell by how much good images differ
 AT_ONCE = 64  # images
-CUTOUT_AREA = (0.003, 0.03)
 DEAR = 1 << 25  # pixels, as many as 512 samples of 256 × 256: from here on worker processes are worth their start
 
 
@@ -60,7 +52,7 @@ def main(category: str, params: Params) -> None:
     with new_directory(places.prepared) as folder:
         images = write_images(folder, paths, params, learned["bits"])
         nsa = write_nsa(folder, images, roles, category, params)
-        write_exam(folder, images, source, roles.keys, category, params, nsa)
+        others = write_exam(folder, images, source, roles, category, params, nsa)
         draw_sheet(folder, images, source)
         write_index(
             folder,
@@ -70,6 +62,7 @@ def main(category: str, params: Params) -> None:
             roles=roles,
             exam_source=source,
             exam_kinds=list(EXAM_KINDS),
+            exam_others=others.tolist(),
             exam_strengths=strengths_of(exam_keys(roles.keys[source], category, params)).tolist(),
             bits=learned["bits"],
         )
@@ -161,19 +154,29 @@ def write_exam(
     folder: Path,
     images: np.ndarray,
     source: np.ndarray,
-    keys: np.ndarray,
+    roles: Roles,
     category: str,
     params: Params,
     nsa: NsaParams | None,
-) -> None:
-    """Write exam_images.npy, uint8 (K, M, S, S, 3), and exam_masks.npy, bool (K, M, S, S)."""
-    good = np.ascontiguousarray(images[source])  # (M, S, S, 3); M is bounded by synthesis.exam_images
+) -> np.ndarray:
+    """Write exam_images.npy, uint8 (K, M, S, S, 3), and exam_masks.npy, bool (K, M, S, S); what is known is not made.
+
+    Returns (K, M): with which of the exam's images each sample was made.
+    """
+    good, own = np.ascontiguousarray(images[source]), roles.keys[source]  # M is bounded by synthesis.exam_images
     samples = new_array(folder / "exam_images.npy", (len(EXAM_KINDS), *good.shape), "uint8")
     masks = new_array(folder / "exam_masks.npy", (len(EXAM_KINDS), *good.shape[:3]), "bool")
     workers = params.threads if good[..., 0].size >= DEAR else 0
-    makers = exam_makers(good, keys[source], category, params, nsa)
+    keys = exam_keys(own, category, params)
+    others, makers = exam_others(keys, own), exam_makers(good, own, category, params, nsa)
+    store, digests = ByteCache(KNOWN, params.cache.max_bytes), [roles.digests[row] for row in source]
+    asked = params.synthesis.model_dump(), nsa and asdict(nsa), unit_of(good)
+    kept = KeptSamples(store, good, digests, keys, *asked)
     for row, kind in enumerate(EXAM_KINDS):
-        fill_pool((samples[row], masks[row]), makers[kind], workers=workers)
+        missing = kept.fill(kind, others[row], samples[row], masks[row])
+        fill_pool((samples[row], masks[row]), makers[kind], missing, workers=workers)
+        kept.keep(kind, others[row], missing, samples[row], masks[row])
+    return others
 
 
 def draw_sheet(folder: Path, images: np.ndarray, source: np.ndarray) -> None:
@@ -186,50 +189,6 @@ def draw_sheet(folder: Path, images: np.ndarray, source: np.ndarray) -> None:
         tiles += [np.asarray(sample) for sample in samples[kind, :count]]
         captions += [name] * count
     contact_sheet(tiles, captions, folder / "contact_sheet.png", columns=count)
-
-
-def exam_keys(image_keys: np.ndarray, category: str, params: Params) -> SampleKeys:
-    """Who the exam's samples from the images with these keys (B,) are."""
-    return SampleKeys.of(params.seed, category, EXAM_EPOCH, image_keys)
-
-
-def exam_makers(
-    good: np.ndarray, own_keys: np.ndarray, category: str, params: Params, nsa: NsaParams | None
-) -> dict[str, SampleMaker]:
-    """For each kind of sample, what makes it from the good images (M, S, S, 3) uint8 of these numbers.
-
-    own_keys: int64 (M,) who they are: a sample depends on its image, and on that which a patch or part comes from.
-    Without settings of NSA its samples are the good images themselves, with empty masks.
-    """
-    pictures = [prepare(image, nsa) for image in good] if nsa else []
-    objects = [picture.object_mask for picture in pictures] or [None] * len(good)
-    patch, scar = patch_params(params.synthesis), scar_params(params.synthesis)
-    # small boxes of the image's mean colour are seen on a texture too, where a pasted piece of itself is not
-    cutout = cutpaste.CutoutParams(area=CUTOUT_AREA)
-
-    def sample_keys(numbers: np.ndarray) -> SampleKeys:
-        return exam_keys(own_keys[numbers], category, params)
-
-    def images_of(numbers: np.ndarray) -> Tensor:
-        return as_tensor(good[numbers])
-
-    def natural(numbers: np.ndarray) -> Samples:
-        if nsa is None:
-            return good[numbers], np.zeros((len(numbers), *good.shape[1:3]), bool)
-        made = nsa_batch(pictures, own_keys, sample_keys(numbers), nsa)
-        return np.stack([sample.image for sample in made]), np.stack([sample.mask for sample in made])
-
-    return {
-        "cutpaste": lambda numbers: _as_arrays(cutpaste.cutpaste(images_of(numbers), sample_keys(numbers), patch)),
-        "scar": lambda numbers: _as_arrays(cutpaste.scar(images_of(numbers), sample_keys(numbers), scar)),
-        "nsa": natural,
-        "cutout": lambda numbers: _as_arrays(cutpaste.cutout(images_of(numbers), sample_keys(numbers), cutout)),
-        **kind_makers(good, objects, sample_keys, contrast_unit(good[:UNIT_IMAGES])),
-    }
-
-
-def _as_arrays(made: cutpaste.Synthetic) -> Samples:
-    return made.images.permute(0, 2, 3, 1).numpy(), made.masks.numpy()
 
 
 if __name__ == "__main__":

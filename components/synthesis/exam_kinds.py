@@ -93,7 +93,7 @@ def kind_makers(
         def make(numbers: NDArray[np.int64]) -> tuple[Bytes, Mask]:
             keys = keys_of(numbers)
             draws = keys.uniform(f"exam {kind}", 1)[:, 0]
-            others = keys.choose(f"exam {kind} other", own)
+            others = others_of(kind, keys, own)
             made = [
                 make_sample(kind, scene_of(number, other), np.random.default_rng(int(draw * 2**53)), strength)
                 for number, other, draw, strength in zip(numbers, others, draws, strengths_of(keys), strict=True)
@@ -108,6 +108,11 @@ def kind_makers(
         return Scene(good[number], good[other], everywhere if where is None else where, unit)
 
     return {kind: maker(kind) for kind in KINDS}
+
+
+def others_of(kind: str, keys: SampleKeys, own: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which other image each of the samples with these keys (N,) is made with: positions (N,) in `own` (M,)."""
+    return keys.choose(f"exam {kind} other", own)
 
 
 def make_sample(kind: str, scene: Scene, generator: np.random.Generator, strength: float) -> Sample:

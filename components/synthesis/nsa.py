@@ -128,11 +128,16 @@ def nsa_batch(
     if not images:
         raise UserError(f"{keys.category} has no good image to make synthetic anomalies from: add some.")
     places = {key: place for place, key in enumerate(image_keys.tolist())}
-    sources = keys.choose("nsa source", image_keys).tolist()
+    sources = sources_of(keys, image_keys).tolist()
     return [
         nsa_sample(images[places[key]], images[source], keys[row : row + 1], params)
         for row, (key, source) in enumerate(zip(keys.index.tolist(), sources, strict=True))
     ]
+
+
+def sources_of(keys: SampleKeys, image_keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    """From which image the patches of each of the samples with these keys (N,) come: positions (N,) in `image_keys`."""
+    return keys.choose("nsa source", image_keys)
 
 
 @dataclass

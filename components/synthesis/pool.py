@@ -31,15 +31,16 @@ def in_order(make: Callable[[int], Made], numbers: Sequence[int], workers: int) 
 def fill_pool(
     outputs: Sequence[np.ndarray],
     make: Callable[[np.ndarray], Sequence[np.ndarray]],
+    numbers: np.ndarray,
     batch: int = 16,
     workers: int = 0,
 ) -> None:
-    """Fill the arrays (K, …), of files or in memory, with samples 0 … K − 1.
+    """Fill the places `numbers`, int64 (n,), of arrays (K, …), of files or in memory, with the samples so numbered.
 
     make(numbers), numbers: int64 (B,), returns an array (B, …) for each output. As a sample depends on its number
     alone, neither `batch` nor `workers` changes a byte.
     """
-    pieces = list(batches(np.arange(len(outputs[0])), batch))
+    pieces = list(batches(numbers, batch))
     made = in_order(lambda i: make(pieces[i]), range(len(pieces)), workers)
     for piece, arrays in zip(pieces, made, strict=True):
         for output, values in zip(outputs, arrays, strict=True):

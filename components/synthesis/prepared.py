@@ -34,6 +34,7 @@ class Prepared:
         exam_kinds: names of the kinds of synthetic samples, K of them.
         exam_images: (K, M, S, S, 3) uint8: one sample of each kind from each source.
         exam_masks: (K, M, S, S) bool: what was changed.
+        exam_others: (K, M) with which of the exam's images each sample was made; its own where with none.
         exam_strengths: (M,) strength of the samples from each source, for the kinds that have one
             (`components.synthesis.exam_kinds`); empty where there are none.
         bits: how deep grey images became 8 bits (`components.images.depth`).
@@ -49,6 +50,7 @@ class Prepared:
     exam_images: np.ndarray
     exam_masks: np.ndarray
     bits: int = 16
+    exam_others: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
     exam_strengths: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     @property
@@ -69,6 +71,12 @@ class Prepared:
     def folds_of(self, rows: np.ndarray, folds: int, seed: int) -> np.ndarray:
         """The fold (n,) of each of the images `rows` (n,), see `identity.fold_numbers`."""
         return fold_numbers([self.roles.digests[row] for row in rows], self.groups[rows].tolist(), folds, seed)
+
+    def shown_by(self, kind: int, places: np.ndarray) -> list[str]:
+        """Digests, with spaces in between, of the images that the samples of a kind at `places` (n,) show."""
+        digests = [self.roles.digests[row] for row in self.exam_source]
+        others = self.exam_others[kind] if len(self.exam_others) else np.arange(len(digests))
+        return [" ".join(dict.fromkeys([digests[place], digests[others[place]]])) for place in places]
 
     @property
     def fit_rows(self) -> np.ndarray:
@@ -98,6 +106,7 @@ def write_index(
     roles: Roles,
     exam_source: np.ndarray,
     exam_kinds: Sequence[str],
+    exam_others: Sequence[Sequence[int]] = (),
     exam_strengths: Sequence[float] = (),
     bits: int = 16,
 ) -> None:
@@ -108,6 +117,7 @@ def write_index(
         "data_digest": data_digest,
         "exam_source": exam_source.tolist(),
         "exam_kinds": list(exam_kinds),
+        "exam_others": list(exam_others),
         "exam_strengths": list(exam_strengths),
         "bits": bits,
     }
@@ -129,6 +139,7 @@ def load_prepared(folder: Path) -> Prepared:
         roles=Roles.from_json(read_json(folder / ROLES)),
         exam_source=np.array(index["exam_source"], dtype=np.int64),
         exam_kinds=tuple(index["exam_kinds"]),
+        exam_others=np.array(index.get("exam_others", []), dtype=np.int64),
         exam_strengths=np.array(index["exam_strengths"], dtype=np.float64),
         bits=index["bits"],
         **arrays,

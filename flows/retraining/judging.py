@@ -120,7 +120,7 @@ def production_images(category: str, root: Path, params: Params) -> Iterator[Ima
 def exam_maker(category: str, params: Params) -> Maker:
     """What makes synthetic defects of good images, as the stage synthesize does."""
     from components.detection.exam import asked
-    from components.stages.synthesize import exam_makers
+    from components.synthesis.exam_samples import exam_makers
     from components.synthesis.methods import not_asked
     from components.synthesis.nsa import NoPatchError
     from components.synthesis.nsa_settings import load_nsa_params

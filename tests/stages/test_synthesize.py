@@ -18,9 +18,10 @@ from components.foundation.params import NsaSection, Params, parse_params
 from components.images.decode import resize_image
 from components.images.identity import Roles
 from components.images.tensors import as_tensor
-from components.stages.synthesize import EXAM_EPOCH, EXAM_KINDS, choose_exam, main
+from components.stages.synthesize import choose_exam, main
 from components.synthesis import cutpaste
 from components.synthesis.exam_kinds import KINDS, STRENGTHS
+from components.synthesis.exam_samples import EXAM_EPOCH, EXAM_KINDS
 from components.synthesis.prepared import Prepared, load_prepared
 from components.synthesis.tasks import patch_params, scar_params
 from tests.identified import validated

@@ -15,7 +15,7 @@ from components.foundation.files import sha256_file
 from components.foundation.params import ViewParams, parse_params
 from components.images.tensors import as_tensor
 from components.learning.map_learner import MapTask
-from components.stages.synthesize import EXAM_KINDS, exam_makers
+from components.synthesis.exam_samples import EXAM_KINDS, exam_makers
 from components.synthesis.nsa import nsa_batch, prepare
 from components.synthesis.nsa_params import PAPER_SETTINGS, Method, NsaParams
 from components.synthesis.pool import fill_pool, in_order
@@ -54,7 +54,7 @@ def test_a_pool_has_the_same_bytes_with_any_number_of_workers_and_batch_size(kin
     for batch, workers in WAYS:
         images = new_array(tmp_path / "images.npy", (COUNT, SIZE, SIZE, 3), "uint8")
         labels = new_array(tmp_path / "labels.npy", (COUNT, SIZE, SIZE), "float32")
-        fill_pool((images, labels), make, batch, workers)
+        fill_pool((images, labels), make, np.arange(COUNT), batch, workers)
         images.flush()  # type: ignore[attr-defined]
         labels.flush()  # type: ignore[attr-defined]
         digests.add((sha256_file(tmp_path / "images.npy"), sha256_file(tmp_path / "labels.npy")))
@@ -71,7 +71,7 @@ def test_the_exam_has_the_same_bytes_with_any_number_of_workers_and_batch_size()
         digests = set()
         for batch, workers in WAYS:
             samples, masks = np.zeros_like(good), np.zeros(good.shape[:3], bool)
-            fill_pool((samples, masks), makers[kind], batch, workers)
+            fill_pool((samples, masks), makers[kind], np.arange(COUNT), batch, workers)
             digests.add(hashlib.sha256(samples.tobytes() + masks.tobytes()).hexdigest())
         assert len(digests) == 1, kind
 

@@ -1,0 +1,81 @@
+"""The synthetic exam's samples: of which kinds they are, who they are, and what makes them."""
+
+from collections.abc import Callable
+
+import numpy as np
+from torch import Tensor
+
+from components.foundation.draws import SampleKeys
+from components.foundation.params import Params
+from components.images.tensors import as_tensor
+from components.synthesis import cutpaste
+from components.synthesis.exam_kinds import KINDS, contrast_unit, kind_makers, others_of
+from components.synthesis.nsa import nsa_batch, prepare, sources_of
+from components.synthesis.nsa_params import NsaParams
+from components.synthesis.tasks import patch_params, scar_params
+
+Samples = tuple[np.ndarray, np.ndarray]  # uint8 (B, S, S, 3), bool (B, S, S)
+SampleMaker = Callable[[np.ndarray], Samples]  # of numbers, int64 (B,)
+EXAM_KINDS = ("cutpaste", "scar", "nsa", "cutout", *KINDS)
+EXAM_EPOCH = 1 << 40  # no epoch of any training: the exam's samples are never trained on
+UNIT_IMAGES = 48  # are enough to tell by how much good images differ
+CUTOUT_AREA = (0.003, 0.03)
+
+
+def exam_keys(image_keys: np.ndarray, category: str, params: Params) -> SampleKeys:
+    """Who the exam's samples from the images with these keys (B,) are."""
+    return SampleKeys.of(params.seed, category, EXAM_EPOCH, image_keys)
+
+
+def unit_of(good: np.ndarray) -> float:
+    """The contrast unit of the exam's images (M, S, S, 3) uint8, see `exam_kinds.contrast_unit`."""
+    return contrast_unit(good[:UNIT_IMAGES])
+
+
+def exam_makers(
+    good: np.ndarray, own_keys: np.ndarray, category: str, params: Params, nsa: NsaParams | None
+) -> dict[str, SampleMaker]:
+    """For each kind of sample, what makes it from the good images (M, S, S, 3) uint8 of these numbers.
+
+    own_keys: int64 (M,) who they are: a sample depends on its image, and on that which a patch or part comes from.
+    Without settings of NSA its samples are the good images themselves, with empty masks.
+    """
+    pictures = [prepare(image, nsa) for image in good] if nsa else []
+    objects = [picture.object_mask for picture in pictures] or [None] * len(good)
+    patch, scar = patch_params(params.synthesis), scar_params(params.synthesis)
+    # small boxes of the image's mean colour are seen on a texture too, where a pasted piece of itself is not
+    cutout = cutpaste.CutoutParams(area=CUTOUT_AREA)
+
+    def sample_keys(numbers: np.ndarray) -> SampleKeys:
+        return exam_keys(own_keys[numbers], category, params)
+
+    def images_of(numbers: np.ndarray) -> Tensor:
+        return as_tensor(good[numbers])
+
+    def natural(numbers: np.ndarray) -> Samples:
+        if nsa is None:
+            return good[numbers], np.zeros((len(numbers), *good.shape[1:3]), bool)
+        made = nsa_batch(pictures, own_keys, sample_keys(numbers), nsa)
+        return np.stack([sample.image for sample in made]), np.stack([sample.mask for sample in made])
+
+    return {
+        "cutpaste": lambda numbers: _as_arrays(cutpaste.cutpaste(images_of(numbers), sample_keys(numbers), patch)),
+        "scar": lambda numbers: _as_arrays(cutpaste.scar(images_of(numbers), sample_keys(numbers), scar)),
+        "nsa": natural,
+        "cutout": lambda numbers: _as_arrays(cutpaste.cutout(images_of(numbers), sample_keys(numbers), cutout)),
+        **kind_makers(good, objects, sample_keys, unit_of(good)),
+    }
+
+
+def exam_others(keys: SampleKeys, own_keys: np.ndarray) -> np.ndarray:
+    """For each kind and image, (K, M): which of the exam's M images its sample is made with; itself where with none.
+
+    keys: (M,) of the samples. own_keys: int64 (M,) who the images are.
+    """
+    alone = np.arange(len(own_keys))
+    chosen = {"nsa": sources_of(keys, own_keys)} | {kind: others_of(kind, keys, own_keys) for kind in KINDS}
+    return np.stack([chosen.get(kind, alone) for kind in EXAM_KINDS])
+
+
+def _as_arrays(made: cutpaste.Synthetic) -> Samples:
+    return made.images.permute(0, 2, 3, 1).numpy(), made.masks.numpy()
