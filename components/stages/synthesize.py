@@ -22,7 +22,7 @@ from components.images.identity import EXAMINE, LEARN, Roles, keys_of
 from components.images.known import Known
 from components.stages.command import run_stage
 from components.synthesis.exam_kinds import strengths_of
-from components.synthesis.exam_samples import EXAM_EPOCH, EXAM_KINDS, exam_keys, exam_makers, exam_others, unit_of
+from components.synthesis.exam_samples import EXAM_EPOCH, EXAM_KINDS, exam_keys, exam_makers, exam_others, exam_settings
 from components.synthesis.kept_samples import KeptSamples
 from components.synthesis.nsa import NoPatchError, nsa_batch, prepare
 from components.synthesis.nsa_derive import sample_statistics, sample_warnings
@@ -170,8 +170,7 @@ def write_exam(
     keys = exam_keys(own, category, params)
     others, makers = exam_others(keys, own), exam_makers(good, own, category, params, nsa)
     store, digests = ByteCache(KNOWN, params.cache.max_bytes), [roles.digests[row] for row in source]
-    asked = params.synthesis.model_dump(), nsa and asdict(nsa), unit_of(good)
-    kept = KeptSamples(store, good, digests, keys, *asked)
+    kept = KeptSamples(store, good, digests, keys, exam_settings(good, params, nsa))
     for row, kind in enumerate(EXAM_KINDS):
         missing = kept.fill(kind, others[row], samples[row], masks[row])
         fill_pool((samples[row], masks[row]), makers[kind], missing, workers=workers)

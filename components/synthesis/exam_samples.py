@@ -1,6 +1,9 @@
 """The synthetic exam's samples: of which kinds they are, who they are, and what makes them."""
 
 from collections.abc import Callable
+from dataclasses import asdict
+from hashlib import sha256
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -65,6 +68,18 @@ def exam_makers(
         "cutout": lambda numbers: _as_arrays(cutpaste.cutout(images_of(numbers), sample_keys(numbers), cutout)),
         **kind_makers(good, objects, sample_keys, unit_of(good)),
     }
+
+
+def exam_settings(good: np.ndarray, params: Params, nsa: NsaParams | None) -> dict[str, list[Any]]:
+    """For each kind, what its samples from the good images (M, S, S, 3) uint8 depend on besides images and keys.
+
+    Each is a list (M,) of what JSON has, so that only those are made again for which something has changed.
+    """
+    unit, natural = unit_of(good), [asdict(nsa) if nsa else None] * len(good)
+    objects = [prepare(image, nsa).object_mask if nsa else None for image in good]
+    placed = [[unit, "" if mask is None else sha256(mask.tobytes()).hexdigest()] for mask in objects]
+    pasted = [params.synthesis.model_dump(mode="json")] * len(good)
+    return dict.fromkeys(EXAM_KINDS, pasted) | {"nsa": natural} | dict.fromkeys(KINDS, placed)
 
 
 def exam_others(keys: SampleKeys, own_keys: np.ndarray) -> np.ndarray:

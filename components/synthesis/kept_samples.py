@@ -4,7 +4,7 @@ Of a sample is kept what differs from its good image, as a rectangle: a twentiet
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,21 @@ _BOX = np.dtype("<u4")
 class KeptSamples:
     """The samples of one exam, kept from run to run; those of an image are forgotten by the digest of its file.
 
-    good: uint8 (M, S, S, 3), the images that sit the exam. digests: of their files. keys: (M,) of the samples. asked:
-    what they depend on besides images, keys, code, libraries and processor, as JSON has it.
+    good: uint8 (M, S, S, 3), the images that sit the exam. digests: of their files. keys: (M,) of the samples.
+    settings: by kind a list (M,) of what they depend on besides, as JSON has it.
     """
 
     def __init__(
-        self, store: ByteCache, good: np.ndarray, digests: Sequence[str], keys: SampleKeys, *asked: Any
+        self,
+        store: ByteCache,
+        good: np.ndarray,
+        digests: Sequence[str],
+        keys: SampleKeys,
+        settings: Mapping[str, Sequence[Any]],
     ) -> None:
-        self.store, self.good, self.digests = store, good, digests
+        self.store, self.good, self.digests, self.settings = store, good, digests, settings
         self._pixels = [hashlib.sha256(image.data).hexdigest() for image in good]
-        self._origin = digest_of([_code(), library_versions(), processor(), keys.seed, keys.category, *asked])
+        self._origin = digest_of([_code(), library_versions(), processor(), keys.seed, keys.category])
         self._numbers = list(zip(keys.epoch.tolist(), keys.index.tolist(), strict=True))
 
     def fill(self, kind: str, others: np.ndarray, samples: np.ndarray, masks: np.ndarray) -> np.ndarray:
@@ -62,8 +67,10 @@ class KeptSamples:
 
     def _names(self, kind: str, others: np.ndarray) -> list[str]:
         return [
-            digest_of([self._origin, kind, *self._numbers[number], pixels, self._pixels[other]])
-            for number, (pixels, other) in enumerate(zip(self._pixels, others.tolist(), strict=True))
+            digest_of([self._origin, kind, *self._numbers[number], pixels, self._pixels[other], asked])
+            for number, (pixels, other, asked) in enumerate(
+                zip(self._pixels, others.tolist(), self.settings[kind], strict=True)
+            )
         ]
 
 

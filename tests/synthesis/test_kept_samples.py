@@ -12,7 +12,7 @@ from components.foundation.params import Params, parse_params
 from components.foundation.places import KNOWN
 from components.images.identity import keys_of
 from components.stages import synthesize
-from components.synthesis.exam_samples import EXAM_KINDS, exam_keys, exam_makers, exam_others, unit_of
+from components.synthesis.exam_samples import EXAM_KINDS, exam_keys, exam_makers, exam_others, exam_settings
 from components.synthesis.kept_samples import KeptSamples, pack, unpack
 from components.synthesis.nsa_params import PAPER_SETTINGS
 from tests.identified import validated
@@ -31,7 +31,7 @@ def params(room: int = ROOM) -> Params:
 class Exam:
     """An exam of images that are given by number, with its samples as far as they are known."""
 
-    def __init__(self, path: Path, numbers: list[int], *asked: object) -> None:
+    def __init__(self, path: Path, numbers: list[int], other: str = "") -> None:
         generator = np.random.default_rng(0)
         images = np.stack([surface(generator) for _ in range(10)])
         self.digests = [f"{number:x}".rjust(4, "0").ljust(64, "a") for number in numbers]
@@ -40,7 +40,9 @@ class Exam:
         self.others = exam_others(keys, own)
         self.makers = exam_makers(self.good, own, "widget", params(), NSA)
         self.store = ByteCache(path, ROOM)
-        self.kept = KeptSamples(self.store, self.good, self.digests, keys, unit_of(self.good), *asked)
+        settings = exam_settings(self.good, params(), NSA)
+        settings |= {kind: [[one, "other"] for one in settings[kind]] for kind in EXAM_KINDS if kind == other}
+        self.kept = KeptSamples(self.store, self.good, self.digests, keys, settings)
 
     def made(self, row: int, numbers: np.ndarray) -> Made:
         return self.makers[EXAM_KINDS[row]](numbers)
@@ -83,8 +85,10 @@ def test_of_more_images_those_samples_are_missing_that_show_a_new_one(path: Path
         np.testing.assert_array_equal(samples[known], exam.made(row, np.arange(COUNT + 1))[0][known])
 
 
-def test_under_other_settings_none_is_known(path: Path) -> None:
-    assert len(Exam(path, list(range(COUNT)), "other").known(0)[0]) == COUNT
+def test_under_other_settings_of_a_kind_none_of_it_is_known(path: Path) -> None:
+    exam = Exam(path, list(range(COUNT)), "nsa")
+    missing = {kind: len(exam.known(row)[0]) for row, kind in enumerate(EXAM_KINDS)}
+    assert missing == dict.fromkeys(EXAM_KINDS, 0) | {"nsa": COUNT}
 
 
 def test_of_a_forgotten_image_no_sample_stays_that_shows_it(path: Path) -> None:
