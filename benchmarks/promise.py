@@ -270,17 +270,17 @@ def real_rows(data: Path, work: Path, splits: int) -> list[dict[str, Any]]:
             promise, scores = calibrated(composition, features[known], groups[known], features[fresh], case, number)
             yield promise, int(np.count_nonzero(scores > promise.value)), len(fresh)
 
-    def nothing(generator: np.random.Generator, count: int) -> np.ndarray:
-        raise NotImplementedError("the features are there")
+    def drawn(generator: np.random.Generator, count: int) -> np.ndarray:
+        return features[generator.permutation(len(features))[:count]]
 
     one_in_50, one_in_20 = ThresholdParams(false_alarm_rate=0.02), ThresholdParams(false_alarm_rate=0.05)
     average = ThresholdParams(false_alarm_rate=0.02, promise="marginal")
     found = []
     for case in (
-        Case(REAL, 149, nothing, one_in_50),
-        Case(REAL, 64, nothing, one_in_20),
-        Case(REAL, 149, nothing, average),
-        Case(f"{REAL}, never learned", 500, nothing, one_in_20, refit=False),
+        Case(REAL, 149, drawn, one_in_50),
+        Case(REAL, 64, drawn, one_in_20),
+        Case(REAL, 149, drawn, average),
+        Case(f"{REAL}, never learned", 500, drawn, one_in_20, refit=False),
     ):
         found.append(row(case, splits, split(case)))
         print_table(found[-1:])
