@@ -1,15 +1,17 @@
-"""Peak memory of reading, synthesis and scoring as a category grows: it must not.
+"""Peak memory of reading, synthesis and scoring as a category grows: it must not. And that of fit on a real category.
 
-`python -m benchmarks.memory --out FILE.json`: rows of stage, images, peak_mib, ratio (to the smallest category's). A
-category is generated in a temporary folder: a few pictures, in as many files as it needs, of bytes of their own. Each
-stage runs in a process of its own, whose anonymous resident memory is watched (pages of mapped files are not the
-process's own: the system drops them when it needs the room): "reading" is the image table of stage validate,
-"synthesis" is stage synthesize, "scoring" is the scoring of all images by a capsule's detector in batches.
+`python -m benchmarks.memory --out FILE.json [--data ../shared/data/mvtec/bottle]`: rows of stage, images, peak_mib,
+ratio (to the smallest category's). A category is generated in a temporary folder: a few pictures, in as many files as
+it needs, of bytes of their own. Each stage runs in a process of its own, whose anonymous resident memory is watched
+(pages of mapped files are not the process's own: the system drops them when it needs the room): "reading" is the image
+table of stage validate, "synthesis" is stage synthesize, "scoring" is the scoring of all images by a capsule's detector
+in batches. "fit" is stage fit with the preset cpu on the category of --data: of its first good images, and of all.
 """
 
 import argparse
 import multiprocessing
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable
@@ -21,18 +23,19 @@ from PIL import Image
 
 from benchmarks.common import print_table, write_results
 from components.foundation.files import sha256_file, write_json
-from components.foundation.params import Params, parse_params
+from components.foundation.params import Params, parse_params, read_preset
 from components.foundation.places import Places
 
 CATEGORY, SIDE, DISTINCT = "generated", 64, 50
 SIZES = (300, 3000, 30000)
+FEW = 90  # images of a real category
 
 
 def main() -> None:
     """Measure every stage on every size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--data", type=Path, help="not used: the category is generated")
+    parser.add_argument("--data", type=Path, help="folder of the category for fit; without it fit is not measured")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -43,8 +46,30 @@ def main() -> None:
                 peak = peak_mib(Path(folder), stage, params)
                 first = next((row["peak_mib"] for row in rows if row["stage"] == name), peak)
                 rows.append({"stage": name, "images": count, "peak_mib": round(peak), "ratio": round(peak / first, 2)})
+    rows += fit_rows(arguments.data.resolve()) if arguments.data else []
     print_table(rows)
     write_results(arguments.out, rows)
+
+
+def fit_rows(source: Path) -> list[dict[str, Any]]:
+    """Stage fit on FEW good images of a category, and on all; the ratio is to the first."""
+    peaks = {}
+    good = sorted((source / "train" / "good").iterdir(), key=sha256_file)
+    for count in (min(FEW, len(good)), len(good)):
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "data" / source.name
+            shutil.copytree(source, copy)
+            for path in good[count:]:
+                (copy / "train" / "good" / path.name).unlink()
+            content = read_preset("cpu") | {"data": {"root": "data", "categories": [source.name]}}
+            params = parse_params(content, "preset cpu")
+            peak_mib(Path(folder), learn, params)
+            peaks[count] = peak_mib(Path(folder), fit, params)
+    first = next(iter(peaks.values()))
+    return [
+        {"stage": "fit", "images": count, "peak_mib": round(peak), "ratio": round(peak / first, 2)}
+        for count, peak in peaks.items()
+    ]
 
 
 def generate(folder: Path, count: int) -> Params:
@@ -109,6 +134,23 @@ def read(params: Params) -> None:
     from components.images.table import image_table
 
     image_table(list_category(Path(params.data.root) / CATEGORY), params.limits.image_limits())
+
+
+def learn(params: Params) -> None:
+    """All stages before fit."""
+    from components.foundation.runtime import use_threads
+    from components.stages import synthesize, train, validate
+
+    use_threads(params.threads)
+    for stage in (validate, synthesize, train):
+        stage.main(params.data.categories[0], params)
+
+
+def fit(params: Params) -> None:
+    """Stage fit."""
+    from components.stages import fit
+
+    fit.main(params.data.categories[0], params)
 
 
 def validated(root: Path) -> dict[str, Any]:

@@ -184,7 +184,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, databases: Path) -> Iterat
 
     made = make_project(tmp_path_factory.mktemp("line") / "fresh")
     shutil.copytree(databases, made.folder / ".flawline")
-    with warm_process({"OMP_NUM_THREADS": "1"}) as address, prefect_server(made.folder.parent / "server") as url:
+    server = prefect_server(made.folder.parent / "server", "--no-services")
+    with warm_process({"OMP_NUM_THREADS": "1"}) as address, server as url:
         yield Project(made.folder, {**made.environment, ADDRESS: address, SERVER: url})
 
 

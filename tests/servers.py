@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 KEY, SECRET = "flawline-test", "flawline-test-secret"
 START_SECONDS = 180  # Prefect's first start, on a busy machine
 
@@ -70,12 +72,21 @@ def s3_server(root: Path, *buckets: str) -> Iterator[S3Server]:
 
 @cache
 def prefect_database() -> Path:
-    """A folder with a database of Prefect, whose tables are empty: to be copied, as making it takes ten seconds."""
-    folder = Path(tempfile.mkdtemp(prefix="flawline-prefect-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
-    subprocess.run(command, env=_prefect_environment(folder), capture_output=True, check=True)
-    return folder
+    """A folder with a database of Prefect, whose tables are empty: to be copied, as making it takes ten seconds.
+
+    One of a test run's processes makes it, the others take a copy.
+    """
+    own = Path(tempfile.mkdtemp(prefix="flawline-prefect-"))
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    common = Path(tempfile.gettempdir(), f"flawline-prefect-{run}")
+    with FileLock(Path(tempfile.gettempdir(), f"flawline-prefect-{os.getuid()}.lock")):
+        if not (common / "made").exists():
+            atexit.register(shutil.rmtree, common, ignore_errors=True)
+            command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
+            subprocess.run(command, env=_prefect_environment(common), capture_output=True, check=True)
+            (common / "made").touch()
+        return Path(shutil.copytree(common, own, dirs_exist_ok=True))
 
 
 def _prefect_environment(folder: Path) -> dict[str, str]:
@@ -85,11 +96,14 @@ def _prefect_environment(folder: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def prefect_server(folder: Path) -> Iterator[str]:
-    """Run a Prefect server with its database in `folder` until the block ends; yields PREFECT_API_URL."""
+def prefect_server(folder: Path, *options: str) -> Iterator[str]:
+    """Run a Prefect server with its database in `folder` until the block ends; yields PREFECT_API_URL.
+
+    options: of `prefect server start`, such as --no-services for one that fires no schedule, and idles for less.
+    """
     shutil.copytree(prefect_database(), folder, dirs_exist_ok=True)
     port = free_port()
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), *options]
     with running(command, port, folder / "server.log", _prefect_environment(folder)):
         url = f"http://127.0.0.1:{port}/api"
         _wait_until_answers(f"{url}/health", folder / "server.log")
