@@ -4,10 +4,10 @@
 
 A model is made of all good images of a category but 14 (the version that is updated). Then, each with the cache as that
 run left it: "full cold" learns everything anew from all images, without any cache; "full warm" the same with it;
-"update" keeps encoder and compositions; "forget" updates that version to the images of the first. Rows of case, seconds
-of all stages and of each, and greatest_score_difference on the test images: of "full warm" from "full cold", of the
-others from a fit of the same compositions to the same images without update or cache. Seconds are those of the stages'
-work in one process: no imports, no registry.
+"update" keeps encoder and compositions; "forget" updates that version to the images of the first. Rows of method, case,
+seconds of all stages and of each, and greatest_score_difference on the test images: of "full warm" from "full cold", of
+the others from a fit of the same compositions to the same images without update or cache. Seconds are those of the
+stages' work in one process: no imports, no registry.
 """
 
 import argparse
@@ -47,12 +47,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path(".flawline/benchmarks/update"), help="folder for the runs")
     parser.add_argument("--preset", default="cpu")
+    parser.add_argument("--methods", nargs="+", help="the preset's if not given")
     arguments = parser.parse_args()
-    source, out = arguments.data.resolve(), arguments.out.resolve()
+    source, out, preset = arguments.data.resolve(), arguments.out.resolve(), read_preset(arguments.preset)
     shutil.rmtree(arguments.work, ignore_errors=True)
-    with working_in(arguments.work):
-        data = {"root": "data", "categories": [source.name]}
-        rows = measure(source, parse_params(read_preset(arguments.preset) | {"data": data}, arguments.preset))
+    rows: list[dict[str, Any]] = []
+    for method in arguments.methods or [preset["method"]]:
+        own = {"method": method, "data": {"root": "data", "categories": [source.name]}}
+        with working_in(arguments.work / method):
+            rows += [{"method": method} | row for row in measure(source, parse_params(preset | own, arguments.preset))]
     print_table(rows)
     write_results(out, rows)
 
