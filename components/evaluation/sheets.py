@@ -30,6 +30,7 @@ ALARM, PASS = "alarm", "pass"
 MAX_BYTES = 600_000
 MOST_PIXELS = 2_000_000  # of a sheet: more fit no screen, and take seconds to compress
 LARGEST_TILE, SMALLEST_TILE = 256, 80  # pixels
+MOST_ENLARGED = 3  # times: more shows no more of an image, and takes seconds to compress
 MARGIN, GAP = 16, 8  # pixels
 STRIP = 120  # pixels of the colour scale
 
@@ -63,7 +64,7 @@ def contact_sheet(
         ]
         return _grid(blocks, size, columns, title, [])
 
-    _write_small(draw, path, tile)
+    _write_small(draw, path, _largest_of(images, tile))
 
 
 def map_gallery(
@@ -105,7 +106,7 @@ def map_gallery(
         sheet = _grid(blocks, size, columns, title or " ", rows, beside_title=_colour_bar_width(low, high))
         return _with_colour_bar(sheet, low, high)
 
-    _write_small(draw, path)
+    _write_small(draw, path, _largest_of(images, LARGEST_TILE))
 
 
 def map_picture(
@@ -317,17 +318,26 @@ def _shortened(words: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     return words.rstrip() + "…"
 
 
-def _write_small(draw: Draw, path: Path, size: int = LARGEST_TILE) -> None:
-    """Write the drawing with tiles of `size`, or the largest that keep the file small, or the smallest there are."""
+def _largest_of(images: Sequence[NDArray[np.uint8]], size: int) -> int:
+    """The side of a tile, at most `size`: small images are not enlarged beyond what shows their pixels."""
+    longest = max((max(image.shape[:2]) for image in images), default=size)
+    return min(size, max(SMALLEST_TILE, MOST_ENLARGED * longest))
+
+
+def _write_small(draw: Draw, path: Path, size: int) -> None:
+    """Write the drawing with tiles of `size`, or smaller ones that keep the file small, or the smallest there are."""
     picture = draw(size)
     if (area := picture.width * picture.height) > MOST_PIXELS:
         size = max(SMALLEST_TILE, int(size * (MOST_PIXELS / area) ** 0.5))
         picture = draw(size)
-    data = png(_rounded(picture))
-    while len(data) > MAX_BYTES and size > SMALLEST_TILE:
-        ratio = min(0.94, (MAX_BYTES / len(data)) ** 0.5)  # a file is about as large as its area
-        size = max(SMALLEST_TILE, int(size * ratio))
-        data = png(_rounded(draw(size)))
+    band = picture.crop((0, picture.height * 3 // 8, picture.width, picture.height * 5 // 8))
+    length, data = 4 * len(png(_rounded(band))), b""  # a quarter tells about how large the file would be
+    while not data or (length > MAX_BYTES and size > SMALLEST_TILE):
+        if length > MAX_BYTES and size > SMALLEST_TILE:
+            size = max(SMALLEST_TILE, int(size * min(0.94, (MAX_BYTES / length) ** 0.5)))  # it is as large as its area
+            picture = draw(size)
+        data = png(_rounded(picture))
+        length = len(data)
     write_bytes(path, data)
 
 
@@ -340,5 +350,5 @@ def _rounded(image: Image.Image) -> Image.Image:
 def png(image: Image.Image) -> bytes:
     """The bytes of a PNG file."""
     buffer = BytesIO()
-    image.save(buffer, format="PNG", compress_level=6)
+    image.save(buffer, format="PNG", compress_level=5)
     return buffer.getvalue()
