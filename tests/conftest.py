@@ -10,10 +10,10 @@ from typing import Any
 
 import hypothesis
 import pytest
-from filelock import FileLock
 
 from tests.project import FOREIGN, SERVER, Project, make_project
 from tests.servers import S3Server, prefect_database, prefect_server, s3_server
+from tests.shared import made_once
 
 hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is no fault
 hypothesis.settings.load_profile("patient")
@@ -57,17 +57,11 @@ def own_environment() -> Iterator[None]:
             os.environ[name] = before[name]
 
 
-def made_once(name: str, factory: pytest.TempPathFactory, make: Callable[[Path], None]) -> Path:
-    """A copy, of this process, of a folder that one of the session's processes makes and the others wait for."""
+def made_in_session(name: str, factory: pytest.TempPathFactory, make: Callable[[Path], None]) -> Path:
+    """A copy, of this process, of a folder that one of the session's processes makes."""
     own = factory.getbasetemp()
     common = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
-    with FileLock(common.with_suffix(".lock")):
-        if not common.exists():
-            part = common.with_suffix(".part")
-            part.mkdir()
-            make(part)
-            part.rename(common)
-    return Path(shutil.copytree(common, own / f"own-{name}"))
+    return made_once(common, own / f"own-{name}", make)
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +76,7 @@ def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
         MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
 
-    return made_once("mlflow", tmp_path_factory, make) / "mlflow.db"
+    return made_in_session("mlflow", tmp_path_factory, make) / "mlflow.db"
 
 
 @pytest.fixture
@@ -170,7 +164,7 @@ def databases(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -
         shutil.copy(mlflow_database, folder / "mlflow" / "mlflow.db")
         shutil.copytree(prefect_database(), folder / "prefect")
 
-    return made_once("databases", tmp_path_factory, make)
+    return made_in_session("databases", tmp_path_factory, make)
 
 
 @pytest.fixture(scope="session")
@@ -220,7 +214,7 @@ def first_run(
         done = project.copy(folder / "project").alone().flawline("run")
         (folder / "said.json").write_text(json.dumps([done.returncode, done.stdout, done.stderr]))
 
-    folder = made_once("ran", tmp_path_factory, make)
+    folder = made_in_session("ran", tmp_path_factory, make)
     return Project(folder / "project", project.environment), subprocess.CompletedProcess(
         "flawline run", *json.loads((folder / "said.json").read_text())
     )

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from tests.shared import made_once
 
 KEY, SECRET = "flawline-test", "flawline-test-secret"
 START_SECONDS = 180  # Prefect's first start, on a busy machine
@@ -72,21 +72,19 @@ def s3_server(root: Path, *buckets: str) -> Iterator[S3Server]:
 
 @cache
 def prefect_database() -> Path:
-    """A folder with a database of Prefect, whose tables are empty: to be copied, as making it takes ten seconds.
+    """A folder with a database of Prefect, whose tables are empty: to be copied, as making it takes ten seconds."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    folder = Path(tempfile.gettempdir(), f"flawline-prefect-{run}")
+    folder.mkdir(exist_ok=True)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
-    One of a test run's processes makes it, the others take a copy.
-    """
+    def make(part: Path) -> None:
+        command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
+        subprocess.run(command, env=_prefect_environment(part), capture_output=True, check=True)
+
     own = Path(tempfile.mkdtemp(prefix="flawline-prefect-"))
     atexit.register(shutil.rmtree, own, ignore_errors=True)
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
-    common = Path(tempfile.gettempdir(), f"flawline-prefect-{run}")
-    with FileLock(Path(tempfile.gettempdir(), f"flawline-prefect-{os.getuid()}.lock")):
-        if not (common / "made").exists():
-            atexit.register(shutil.rmtree, common, ignore_errors=True)
-            command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
-            subprocess.run(command, env=_prefect_environment(common), capture_output=True, check=True)
-            (common / "made").touch()
-        return Path(shutil.copytree(common, own, dirs_exist_ok=True))
+    return made_once(folder / "made", own / "prefect", make)
 
 
 def _prefect_environment(folder: Path) -> dict[str, str]:

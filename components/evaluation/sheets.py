@@ -6,7 +6,7 @@ holds no date and no software name. The map scale is matplotlib's inferno, legib
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from io import BytesIO
 from pathlib import Path
 
@@ -326,19 +326,22 @@ def _largest_of(images: Sequence[NDArray[np.uint8]], size: int) -> int:
 
 def _write_small(draw: Draw, path: Path, size: int) -> None:
     """Write the drawing with tiles of `size`, or smaller ones that keep the file small, or the smallest there are."""
-    picture = draw(size)
-    if (area := picture.width * picture.height) > MOST_PIXELS:
+    drawn = cache(draw)
+    if (area := drawn(size).width * drawn(size).height) > MOST_PIXELS:
         size = max(SMALLEST_TILE, int(size * (MOST_PIXELS / area) ** 0.5))
-        picture = draw(size)
+    picture = drawn(size)
     band = picture.crop((0, picture.height * 3 // 8, picture.width, picture.height * 5 // 8))
-    length, data = 4 * len(png(_rounded(band))), b""  # a quarter tells about how large the file would be
-    while not data or (length > MAX_BYTES and size > SMALLEST_TILE):
-        if length > MAX_BYTES and size > SMALLEST_TILE:
-            size = max(SMALLEST_TILE, int(size * min(0.94, (MAX_BYTES / length) ** 0.5)))  # it is as large as its area
-            picture = draw(size)
-        data = png(_rounded(picture))
-        length = len(data)
+    size = _shrunk(size, 4 * len(png(_rounded(band))))  # a quarter tells about how large the file would be
+    while len(data := png(_rounded(drawn(size)))) > MAX_BYTES and size > SMALLEST_TILE:
+        size = _shrunk(size, len(data))
     write_bytes(path, data)
+
+
+def _shrunk(size: int, length: int) -> int:
+    """The side of tiles, now `size`, with which a file of `length` bytes, as large as its area, becomes small."""
+    if length <= MAX_BYTES or size <= SMALLEST_TILE:
+        return size
+    return max(SMALLEST_TILE, int(size * min(0.94, (MAX_BYTES / length) ** 0.5)))
 
 
 def _rounded(image: Image.Image) -> Image.Image:

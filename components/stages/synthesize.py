@@ -22,7 +22,15 @@ from components.images.identity import EXAMINE, LEARN, Roles, keys_of
 from components.images.known import Known
 from components.stages.command import run_stage
 from components.synthesis.exam_kinds import strengths_of
-from components.synthesis.exam_samples import EXAM_EPOCH, EXAM_KINDS, exam_keys, exam_makers, exam_others, exam_settings
+from components.synthesis.exam_samples import (
+    EXAM_EPOCH,
+    EXAM_KINDS,
+    ExamImages,
+    exam_keys,
+    exam_makers,
+    exam_others,
+    exam_settings,
+)
 from components.synthesis.kept_samples import KeptSamples
 from components.synthesis.nsa import NoPatchError, nsa_batch, prepare
 from components.synthesis.nsa_derive import sample_statistics, sample_warnings
@@ -164,13 +172,13 @@ def write_exam(
     Returns (K, M): with which of the exam's images each sample was made.
     """
     good, own = np.ascontiguousarray(images[source]), roles.keys[source]  # M is bounded by synthesis.exam_images
+    sitting, keys = ExamImages.of(good, own, nsa), exam_keys(own, category, params)
     samples = new_array(folder / "exam_images.npy", (len(EXAM_KINDS), *good.shape), "uint8")
     masks = new_array(folder / "exam_masks.npy", (len(EXAM_KINDS), *good.shape[:3]), "bool")
     workers = params.threads if good[..., 0].size >= DEAR else 0
-    keys = exam_keys(own, category, params)
-    others, makers = exam_others(keys, own), exam_makers(good, own, category, params, nsa)
+    others, makers = exam_others(keys, own), exam_makers(sitting, category, params)
     store, digests = ByteCache(KNOWN, params.cache.max_bytes), [roles.digests[row] for row in source]
-    kept = KeptSamples(store, good, digests, keys, exam_settings(good, params, nsa))
+    kept = KeptSamples(store, good, digests, keys, exam_settings(sitting, params))
     for row, kind in enumerate(EXAM_KINDS):
         missing = kept.fill(kind, others[row], samples[row], masks[row])
         fill_pool((samples[row], masks[row]), makers[kind], missing, workers=workers)

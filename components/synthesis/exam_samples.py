@@ -1,7 +1,7 @@
 """The synthetic exam's samples: of which kinds they are, who they are, and what makes them."""
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -13,7 +13,7 @@ from components.foundation.params import Params
 from components.images.tensors import as_tensor
 from components.synthesis import cutpaste
 from components.synthesis.exam_kinds import KINDS, contrast_unit, kind_makers, others_of
-from components.synthesis.nsa import nsa_batch, prepare, sources_of
+from components.synthesis.nsa import NsaImage, nsa_batch, prepare, sources_of
 from components.synthesis.nsa_params import NsaParams
 from components.synthesis.tasks import patch_params, scar_params
 
@@ -30,27 +30,48 @@ def exam_keys(image_keys: np.ndarray, category: str, params: Params) -> SampleKe
     return SampleKeys.of(params.seed, category, EXAM_EPOCH, image_keys)
 
 
-def unit_of(good: np.ndarray) -> float:
-    """The contrast unit of the exam's images (M, S, S, 3) uint8, see `exam_kinds.contrast_unit`."""
-    return contrast_unit(good[:UNIT_IMAGES])
+@dataclass(frozen=True)
+class ExamImages:
+    """Good images with what is found in them before any sample is made of them.
+
+    Attributes:
+        good: uint8 (M, S, S, 3).
+        keys: int64 (M,) who they are: a sample depends on its image, and on that which a patch or part comes from.
+        nsa: how natural synthetic anomalies are made; None where no patch fits.
+        pictures: the images as these see them, (M,); none without settings.
+        unit: see `exam_kinds.contrast_unit`.
+    """
+
+    good: np.ndarray
+    keys: np.ndarray
+    nsa: NsaParams | None
+    pictures: Sequence[NsaImage]
+    unit: float
+
+    @classmethod
+    def of(cls, good: np.ndarray, keys: np.ndarray, nsa: NsaParams | None) -> "ExamImages":
+        """Find it."""
+        pictures = [prepare(image, nsa) for image in good] if nsa else []
+        return cls(good, keys, nsa, pictures, contrast_unit(good[:UNIT_IMAGES]))
+
+    @property
+    def objects(self) -> list[np.ndarray | None]:
+        """Where in each image a defect may have its middle, bool (S, S); None for anywhere."""
+        return [picture.object_mask for picture in self.pictures] or [None] * len(self.good)
 
 
-def exam_makers(
-    good: np.ndarray, own_keys: np.ndarray, category: str, params: Params, nsa: NsaParams | None
-) -> dict[str, SampleMaker]:
-    """For each kind of sample, what makes it from the good images (M, S, S, 3) uint8 of these numbers.
+def exam_makers(images: ExamImages, category: str, params: Params) -> dict[str, SampleMaker]:
+    """For each kind of sample, what makes it from the images of these numbers.
 
-    own_keys: int64 (M,) who they are: a sample depends on its image, and on that which a patch or part comes from.
     Without settings of NSA its samples are the good images themselves, with empty masks.
     """
-    pictures = [prepare(image, nsa) for image in good] if nsa else []
-    objects = [picture.object_mask for picture in pictures] or [None] * len(good)
+    good, nsa = images.good, images.nsa
     patch, scar = patch_params(params.synthesis), scar_params(params.synthesis)
     # small boxes of the image's mean colour are seen on a texture too, where a pasted piece of itself is not
     cutout = cutpaste.CutoutParams(area=CUTOUT_AREA)
 
     def sample_keys(numbers: np.ndarray) -> SampleKeys:
-        return exam_keys(own_keys[numbers], category, params)
+        return exam_keys(images.keys[numbers], category, params)
 
     def images_of(numbers: np.ndarray) -> Tensor:
         return as_tensor(good[numbers])
@@ -58,7 +79,7 @@ def exam_makers(
     def natural(numbers: np.ndarray) -> Samples:
         if nsa is None:
             return good[numbers], np.zeros((len(numbers), *good.shape[1:3]), bool)
-        made = nsa_batch(pictures, own_keys, sample_keys(numbers), nsa)
+        made = nsa_batch(images.pictures, images.keys, sample_keys(numbers), nsa)
         return np.stack([sample.image for sample in made]), np.stack([sample.mask for sample in made])
 
     return {
@@ -66,19 +87,19 @@ def exam_makers(
         "scar": lambda numbers: _as_arrays(cutpaste.scar(images_of(numbers), sample_keys(numbers), scar)),
         "nsa": natural,
         "cutout": lambda numbers: _as_arrays(cutpaste.cutout(images_of(numbers), sample_keys(numbers), cutout)),
-        **kind_makers(good, objects, sample_keys, unit_of(good)),
+        **kind_makers(good, images.objects, sample_keys, images.unit),
     }
 
 
-def exam_settings(good: np.ndarray, params: Params, nsa: NsaParams | None) -> dict[str, list[Any]]:
-    """For each kind, what its samples from the good images (M, S, S, 3) uint8 depend on besides images and keys.
+def exam_settings(images: ExamImages, params: Params) -> dict[str, list[Any]]:
+    """For each kind, what its samples from the images depend on besides images and keys.
 
     Each is a list (M,) of what JSON has, so that only those are made again for which something has changed.
     """
-    unit, natural = unit_of(good), [asdict(nsa) if nsa else None] * len(good)
-    objects = [prepare(image, nsa).object_mask if nsa else None for image in good]
-    placed = [[unit, "" if mask is None else sha256(mask.tobytes()).hexdigest()] for mask in objects]
-    pasted = [params.synthesis.model_dump(mode="json")] * len(good)
+    count = len(images.good)
+    natural = [asdict(images.nsa) if images.nsa else None] * count
+    placed = [[images.unit, "" if mask is None else sha256(mask.tobytes()).hexdigest()] for mask in images.objects]
+    pasted = [params.synthesis.model_dump(mode="json")] * count
     return dict.fromkeys(EXAM_KINDS, pasted) | {"nsa": natural} | dict.fromkeys(KINDS, placed)
 
 

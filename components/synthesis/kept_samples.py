@@ -15,7 +15,7 @@ import components.foundation.draws as draws_module
 import components.images.tensors as tensors_module
 from components.foundation.byte_cache import ByteCache
 from components.foundation.draws import SampleKeys
-from components.foundation.files import digest_of
+from components.foundation.files import digest_of, sha256_file
 from components.foundation.libraries import library_versions
 from components.foundation.processor import processor
 
@@ -107,4 +107,4 @@ def unpack(good: np.ndarray, packed: bytes) -> tuple[np.ndarray, np.ndarray]:
 def _code() -> str:
     """One digest of the code by which samples are made."""
     modules = [*sorted(Path(__file__).parent.glob("*.py")), draws_module.__file__, tensors_module.__file__]
-    return digest_of([Path(str(module)).read_text(encoding="utf-8") for module in modules])
+    return digest_of([sha256_file(Path(str(module))) for module in modules])

@@ -120,7 +120,7 @@ def production_images(category: str, root: Path, params: Params) -> Iterator[Ima
 def exam_maker(category: str, params: Params) -> Maker:
     """What makes synthetic defects of good images, as the stage synthesize does."""
     from components.detection.exam import asked
-    from components.synthesis.exam_samples import exam_makers
+    from components.synthesis.exam_samples import ExamImages, exam_makers
     from components.synthesis.methods import not_asked
     from components.synthesis.nsa import NoPatchError
     from components.synthesis.nsa_settings import load_nsa_params
@@ -130,7 +130,7 @@ def exam_maker(category: str, params: Params) -> Maker:
             nsa = load_nsa_params(Places(category).prepared)[0]
         except NoPatchError:
             nsa = None
-        makers = exam_makers(good, keys, category, params, nsa)
+        makers = exam_makers(ExamImages.of(good, keys, nsa), category, params)
         kinds = asked(makers, not_asked(params.method))  # as in every exam: what was taught is not
         return {kind: makers[kind](np.arange(len(good))) for kind in kinds}
 

@@ -12,7 +12,7 @@ from components.foundation.params import Params, parse_params
 from components.foundation.places import KNOWN
 from components.images.identity import keys_of
 from components.stages import synthesize
-from components.synthesis.exam_samples import EXAM_KINDS, exam_keys, exam_makers, exam_others, exam_settings
+from components.synthesis.exam_samples import EXAM_KINDS, ExamImages, exam_keys, exam_makers, exam_others, exam_settings
 from components.synthesis.kept_samples import KeptSamples, pack, unpack
 from components.synthesis.nsa_params import PAPER_SETTINGS
 from tests.identified import validated
@@ -38,9 +38,10 @@ class Exam:
         self.good, own = images[numbers], keys_of(self.digests)
         keys = exam_keys(own, "widget", params())
         self.others = exam_others(keys, own)
-        self.makers = exam_makers(self.good, own, "widget", params(), NSA)
+        sitting = ExamImages.of(self.good, own, NSA)
+        self.makers = exam_makers(sitting, "widget", params())
         self.store = ByteCache(path, ROOM)
-        settings = exam_settings(self.good, params(), NSA)
+        settings = exam_settings(sitting, params())
         settings |= {kind: [[one, "other"] for one in settings[kind]] for kind in EXAM_KINDS if kind == other}
         self.kept = KeptSamples(self.store, self.good, self.digests, keys, settings)
 

@@ -15,7 +15,7 @@ from components.foundation.files import sha256_file
 from components.foundation.params import ViewParams, parse_params
 from components.images.tensors import as_tensor
 from components.learning.map_learner import MapTask
-from components.synthesis.exam_samples import EXAM_KINDS, exam_makers
+from components.synthesis.exam_samples import EXAM_KINDS, ExamImages, exam_makers
 from components.synthesis.nsa import nsa_batch, prepare
 from components.synthesis.nsa_params import PAPER_SETTINGS, Method, NsaParams
 from components.synthesis.pool import fill_pool, in_order
@@ -66,7 +66,7 @@ def test_a_pool_has_the_same_bytes_with_any_number_of_workers_and_batch_size(kin
 def test_the_exam_has_the_same_bytes_with_any_number_of_workers_and_batch_size() -> None:
     good = np.stack([texture(seed, SIZE, SIZE) for seed in range(COUNT)])
     params = parse_params({"data": {"root": "data", "categories": ["made"]}}, "test")
-    makers = exam_makers(good, np.arange(COUNT), "made", params, PAPER_SETTINGS["carpet"])
+    makers = exam_makers(ExamImages.of(good, np.arange(COUNT), PAPER_SETTINGS["carpet"]), "made", params)
     for kind in EXAM_KINDS:
         digests = set()
         for batch, workers in WAYS:
