@@ -14,6 +14,7 @@ from components.foundation.errors import UserError
 from components.foundation.files import write_text
 from components.foundation.yaml_text import read_yaml
 from flows.data.git import BusyError
+from flows.data.quick_lock import let_dvc_be_quick
 
 OWN = ("dvc.lock", "rwlock")  # files of DVC's that it changes in place: a process that is killed meanwhile leaves none
 
@@ -32,6 +33,14 @@ def whole_files() -> type[Any]:
     return WholeFiles
 
 
+def repo_at(folder: Path, files: Any) -> Any:
+    """The `dvc.repo.Repo` of a project's folder, whose own files are read and written by this file system."""
+    from dvc.repo import Repo
+
+    let_dvc_be_quick()
+    return Repo(os.fspath(folder), files)
+
+
 @contextlib.contextmanager
 def open_project(folder: Path | None = None) -> Iterator[Any]:
     """Yield the `dvc.repo.Repo` of the project in the current folder, or in another.
@@ -39,11 +48,10 @@ def open_project(folder: Path | None = None) -> Iterator[Any]:
     A lock that another DVC command holds becomes a BusyError, every other error of DVC a UserError.
     """
     from dvc.exceptions import DvcException
-    from dvc.repo import Repo
 
     logging.getLogger("dvc").setLevel(logging.ERROR)
     try:
-        with Repo(os.fspath(folder or Path.cwd()), whole_files()()) as repo, silent_stdout():
+        with repo_at(folder or Path.cwd(), whole_files()()) as repo, silent_stdout():
             yield repo
     except DvcException as error:
         if is_held_lock(error):

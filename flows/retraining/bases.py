@@ -18,11 +18,11 @@ from components.foundation.places import Places
 from components.registry import versions as registry
 from components.stages.command import run_guarded
 from components.tracking.fingerprint import learned_digest
-from flows.data import git
+from flows.data import git, lock_entries
 from flows.data.dvc_project import open_project
+from flows.data.lock_entries import LOCK, of_category, parse_entries
 from flows.data.stores import read_object
-from flows.retraining import commits, lock_entries
-from flows.retraining.lock_entries import LOCK, of_category, parse_entries
+from flows.retraining import commits
 
 FULL, UPDATE, AUTO = "full", "update", "auto"
 

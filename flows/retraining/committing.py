@@ -22,13 +22,13 @@ from components.foundation.yaml_text import parse_yaml
 from components.registry import versions as registry
 from components.registry.versions import Version
 from flows.common.figures import titles_of
-from flows.data import git
+from flows.data import git, lock_entries
 from flows.data.git import BusyError
+from flows.data.lock_entries import LOCK, categories_of, entries_digest, of_category, parse_entries
 from flows.data.transfer import push_state
 from flows.data.versions import dvc_file, recorded_digest
-from flows.retraining import commits, lock_entries
+from flows.retraining import commits
 from flows.retraining.commits import Commit
-from flows.retraining.lock_entries import LOCK, categories_of, entries_digest, of_category, parse_entries
 
 GIT_LOCK = Path(".flawline/locks/git.lock")
 LOCK_SECONDS = 120.0

@@ -16,13 +16,13 @@ from components.foundation.pin import pin_of
 from components.foundation.places import Places
 from components.foundation.processor import processor
 from components.registry import versions as registry
-from flows.data import git
+from flows.data import git, lock_entries
 from flows.data.dvc_project import open_project
+from flows.data.lock_entries import LOCK, of_category, parse_entries
 from flows.data.stores import read_object
-from flows.retraining import commits, lock_entries
+from flows.retraining import commits
 from flows.retraining.bases import bring
 from flows.retraining.commits import Commit
-from flows.retraining.lock_entries import LOCK, of_category, parse_entries
 from flows.retraining.scratch import Scratch, bring_data, make_again, scratch_clone
 
 LAST = "evaluate"

@@ -10,7 +10,7 @@ from typing import Any
 from components.foundation.disk import is_full
 from components.foundation.names import check_category_name
 from components.stages.command import REASON
-from flows.data.dvc_project import innermost, is_held_lock, silent_stdout
+from flows.data.dvc_project import innermost, is_held_lock, repo_at, silent_stdout
 from flows.data.git import BusyError
 from flows.retraining.running import FOLDER, frozen_files
 
@@ -30,13 +30,12 @@ def reproduce(target: str, *, force: bool = False) -> bool:
     interrupted.
     """
     from dvc.exceptions import DvcException
-    from dvc.repo import Repo
 
     logging.getLogger("dvc").setLevel(logging.WARNING)  # the flow itself says what runs
     logging.getLogger("dvc_data").setLevel(logging.CRITICAL)  # a traceback for each file that could not be stored
     with _reason_file() as reason:
         try:
-            with Repo(os.fspath(Path.cwd()), frozen_files()) as repo, silent_stdout():
+            with repo_at(Path.cwd(), frozen_files()) as repo, silent_stdout():
                 ran = bool(repo.reproduce([target], single_item=True, force=force))
                 _check_stored(repo, target)
                 return ran

@@ -20,8 +20,9 @@ from components.foundation.params import load_params
 from components.foundation.pin import Pin, write_pin
 from components.registry import versions as registry
 from components.tracking import connection
+from flows.data import lock_entries
 from flows.data.git import BusyError
-from flows.retraining import commits, lock_entries
+from flows.retraining import commits
 from flows.retraining.committing import commit_threshold, commit_version, send
 from flows.retraining.reproducing import chain_of, reset_of
 from tests.project import REPOSITORY, Project

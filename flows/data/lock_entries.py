@@ -24,13 +24,17 @@ Entries = Mapping[str, str]  # stage@category -> its lines
 
 def read_entries(content: bytes | None) -> dict[str, str]:
     """The entries of a lock by stage; none where there is no lock. UserError where it is not as DVC writes it."""
-    text = (content or b"").decode(errors="replace")
-    starts = [match.start() for match in _ENTRY.finditer(text)]
-    texts = [text[start:end] for start, end in pairwise([*starts, len(text)])]
-    entries = {_name(lines): lines for lines in texts}
+    entries = split_entries((content or b"").decode(errors="replace"))
     if entries.keys() != _stage_names(content or b""):
         raise UserError(f"{LOCK} is not as DVC writes it: restore it with `git checkout {LOCK}`, or run `dvc repro`.")
     return {name: lines if lines.endswith("\n") else f"{lines}\n" for name, lines in entries.items()}
+
+
+def split_entries(text: str) -> dict[str, str]:
+    """The same by nothing but its lines, without a look whether they are as DVC writes them."""
+    starts = [match.start() for match in _ENTRY.finditer(text)]
+    texts = [text[start:end] for start, end in pairwise([*starts, len(text)])]
+    return {_name(lines): lines for lines in texts}
 
 
 def written(entries: Entries) -> bytes:
