@@ -168,7 +168,8 @@ def mlflow_server(folder: Path, store: str, port: int) -> Iterator[subprocess.Po
     options = {"--host": "127.0.0.1", "--port": str(port), "--workers": "1", **places}
     command = [sys.executable, "-m", "mlflow", "server", *(word for option in options.items() for word in option)]
     folder.mkdir(parents=True, exist_ok=True)
-    with running(command, port, folder / "server.log") as process:
+    without_jobs = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # their process takes seconds to start
+    with running(command, port, folder / "server.log", without_jobs) as process:
         _wait_until_answers(f"http://127.0.0.1:{port}/health", folder / "server.log")
         try:
             yield process

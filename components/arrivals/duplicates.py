@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from components.arrivals.names import Refusal
 from components.images.measures import hash_of
 from components.images.perceptual_hash import HashIndex
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NEAR = frozenset({"near-duplicate", "near-test-image"})  # a person decides; what is exact needs none
 
@@ -23,7 +25,7 @@ class KnownImages:
     _index: HashIndex = field(default_factory=HashIndex)
     _test: set[str] = field(default_factory=set)
 
-    def add_category(self, table: pd.DataFrame) -> None:
+    def add_category(self, table: "pd.DataFrame") -> None:
         """Know the images of `image_facts.category_facts`."""
         for row in table.to_dict("records"):
             if row["split"] == "test":

@@ -9,14 +9,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from components.arrivals.admission import check_listing
 from components.arrivals.delivery import Delivery, Item
 from components.arrivals.drift import Drift, find_drift
 from components.arrivals.duplicates import NEAR, KnownImages
 from components.arrivals.inspection import Inspection
-from components.arrivals.suite import unfit_images
 from components.foundation.limits import ImageLimits
 from components.foundation.params import Params
 from components.images.decode import read_image
@@ -24,6 +22,8 @@ from components.images.perceptual_hash import small_grey
 from components.registry.forgotten import Forgotten
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from components.detection.capsule import Capsule
 
 Outcome = Literal["accepted", "held", "quarantine"]
@@ -73,7 +73,7 @@ def check_entry(item: Item, params: Params) -> Verdict | None:
 
 
 def triage(
-    delivery: Delivery, items: Sequence[Item], looks: Mapping[int, Inspection], history: pd.DataFrame,
+    delivery: Delivery, items: Sequence[Item], looks: Mapping[int, Inspection], history: "pd.DataFrame",
     held: Sequence[Mapping[str, Any]], capsule: "Capsule | None", params: Params,
     forgotten: Mapping[str, Forgotten] | None = None,
 ) -> Triage:  # fmt: skip
@@ -123,8 +123,12 @@ def _compared(item: Item, look: Inspection, known: KnownImages, delivery: Delive
     return Verdict(item.number, outcome, *duplicate, look.sha256, look.facts)
 
 
-def _fit(verdicts: Sequence[Verdict], history: pd.DataFrame, params: Params) -> list[Verdict]:
+def _fit(verdicts: Sequence[Verdict], history: "pd.DataFrame", params: Params) -> list[Verdict]:
     """Hold what does not fit the category's own history."""
+    import pandas as pd
+
+    from components.arrivals.suite import unfit_images
+
     candidates = _candidates(verdicts)
     table = pd.DataFrame([dict(verdict.facts or {}) for verdict in candidates])
     unfit = unfit_images(table, history, params.validation, params.ingest.max_deviations)
@@ -137,8 +141,10 @@ def _fit(verdicts: Sequence[Verdict], history: pd.DataFrame, params: Params) -> 
     ]
 
 
-def _drifted(verdicts: Sequence[Verdict], history: pd.DataFrame, params: Params) -> tuple[list[Verdict], list[Drift]]:
+def _drifted(verdicts: Sequence[Verdict], history: "pd.DataFrame", params: Params) -> tuple[list[Verdict], list[Drift]]:
     """Test the delivery against the training images; with `ingest.drift: stop`, hold all of a delivery that drifted."""
+    import pandas as pd
+
     candidates, train = _candidates(verdicts), history[history["split"] == "train"]
     if min(len(candidates), len(train)) < params.ingest.drift_min:
         return list(verdicts), []

@@ -14,13 +14,13 @@ Two domains:
 """
 
 from functools import cache, lru_cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import scipy.fft
-import scipy.sparse
-import scipy.sparse.linalg
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from scipy.sparse import csc_matrix
 
 Gradients = Literal["source", "mixed", "mixed-opencv"]
 Planes = NDArray[np.floating[Any]]
@@ -40,8 +40,10 @@ def solve_rectangle(rhs: Planes) -> Planes:
     # Δ = A ⊗ I + I ⊗ A of second differences A = S diag(λ) S, so that v = S (S rhs S / (λᵢ + λⱼ)) S.
     eigenvalues = _eigenvalues(height, rhs.dtype)[:, None] + _eigenvalues(width, rhs.dtype)  # λᵢ + λⱼ < 0: (h, w)
     if max(height, width) > _LARGEST_DENSE_TRANSFORM:
-        spectrum = scipy.fft.dstn(rhs, type=1, axes=(-2, -1)) / eigenvalues
-        return np.asarray(scipy.fft.idstn(spectrum, type=1, axes=(-2, -1)))
+        from scipy import fft  # who only names a method need not wait for it
+
+        spectrum = fft.dstn(rhs, type=1, axes=(-2, -1)) / eigenvalues
+        return np.asarray(fft.idstn(spectrum, type=1, axes=(-2, -1)))
     rows, columns = _sine_matrix(height, rhs.dtype), _sine_matrix(width, rhs.dtype)
     spectrum = _transform(rows, rhs, columns)
     spectrum /= eigenvalues
@@ -195,13 +197,17 @@ def _solve_masked(rhs: Planes, inside: NDArray[np.bool_]) -> Planes:
     v = np.zeros_like(rhs)
     count = int(np.count_nonzero(inside))
     if count:
-        factors = scipy.sparse.linalg.splu(_masked_laplacian(inside, count), permc_spec="MMD_AT_PLUS_A")
+        from scipy.sparse.linalg import splu
+
+        factors = splu(_masked_laplacian(inside, count), permc_spec="MMD_AT_PLUS_A")
         v[:, inside] = factors.solve(np.ascontiguousarray(rhs[:, inside].T)).T
     return v
 
 
-def _masked_laplacian(inside: NDArray[np.bool_], count: int) -> scipy.sparse.csc_matrix:
+def _masked_laplacian(inside: NDArray[np.bool_], count: int) -> "csc_matrix":
     """The five-point Laplacian (P, P) of the mask's P pixels: -4 on the diagonal, 1 for each neighbour in the mask."""
+    from scipy.sparse import csc_matrix
+
     number = np.full(inside.shape, -1)
     number[inside] = np.arange(count)
     one = np.concatenate((number[:, :-1].ravel(), number[:-1].ravel()))  # each pair of neighbours, right and down
@@ -210,4 +216,4 @@ def _masked_laplacian(inside: NDArray[np.bool_], count: int) -> scipy.sparse.csc
     one, other, diagonal = one[joined], other[joined], np.arange(count)
     values = np.concatenate((np.full(count, -4.0), np.ones(2 * len(one))))
     places = np.concatenate((diagonal, one, other)), np.concatenate((diagonal, other, one))
-    return scipy.sparse.csc_matrix((values, places), shape=(count, count))
+    return csc_matrix((values, places), shape=(count, count))

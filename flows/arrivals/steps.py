@@ -25,7 +25,6 @@ from components.foundation.errors import UserError, printable
 from components.foundation.files import write_text
 from components.foundation.params import Params
 from components.images.dataset import Category, ImageRecord, list_records
-from components.images.facts import category_facts, remember
 from components.images.known_depth import with_depth
 from components.registry.evidence import list_evidence
 from components.registry.forgotten import list_forgotten, record_of
@@ -128,6 +127,8 @@ def fetch(delivery: Delivery, params: Params) -> dict[str, Any]:
 
 def triage_files(delivery: Delivery, params: Params) -> dict[str, Any]:
     """Decide what becomes of each file."""
+    from components.images.facts import category_facts, remember
+
     params = with_depth(params, delivery.category)
     looks = {int(number): Inspection(**fields) for number, fields in delivery.result("fetched")["looks"].items()}
     refused = [verdict for item in delivery.items() if (verdict := check_entry(item, params))]

@@ -197,3 +197,10 @@ def test_an_edit_during_a_run_is_for_the_next_run(project: Project, tmp_path: Pa
     status = copy.dvc("status", "--json", "synthesize@widget")
     (changed,) = json.loads(status.stdout)["synthesize@widget"]
     assert changed == {"changed deps": {"params.yaml": {"image": "modified"}}}
+
+
+def test_a_scheduled_flow_that_finds_nothing_to_do_loads_no_library_of_those_that_compute() -> None:
+    heavy = {"torch", "pandas", "scipy", "matplotlib", "sklearn", "skimage", "mlflow", "dvc"}
+    code = f"import sys, flows.retraining.schedule; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert done.stdout == "[]\n"
