@@ -32,7 +32,7 @@ def wait_for(look: Callable[[], Found | None], program: "subprocess.Popen[bytes]
         if (found := look()) is not None:
             return found
         assert program.poll() is None, f"it ended with {program.returncode} before it could be killed"
-        time.sleep(0.002)
+        time.sleep(0.01)
     raise AssertionError("nothing was found in time")
 
 

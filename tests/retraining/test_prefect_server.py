@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
@@ -56,10 +57,15 @@ def site(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @contextmanager
 def client_of(site: Project) -> "Iterator[SyncPrefectClient]":
+    yield opened_client(server_url(site))
+
+
+@cache
+def opened_client(url: str) -> "SyncPrefectClient":
+    """A client that stays open: each costs a quarter of a second to make, and waiting takes hundreds of looks."""
     from prefect.client.orchestration import SyncPrefectClient
 
-    with SyncPrefectClient(server_url(site)) as client:
-        yield client
+    return SyncPrefectClient(url).__enter__()
 
 
 def server_url(site: Project) -> str:
@@ -86,7 +92,7 @@ def worker(site: Project) -> Iterator["subprocess.Popen[bytes]"]:
         end(process, 60)
 
 
-def wait_for(look: Callable[[], Found | None], often: float = 0.5, patience: float = PATIENCE) -> Found:
+def wait_for(look: Callable[[], Found | None], often: float = 1.0, patience: float = PATIENCE) -> Found:
     """What `look` finds, as soon as it finds something."""
     until = time.monotonic() + patience
     while time.monotonic() < until:
@@ -98,10 +104,19 @@ def wait_for(look: Callable[[], Found | None], often: float = 0.5, patience: flo
 
 def runs_of(site: Project, deployment: str) -> list[Any]:
     """The flow runs of a deployment that are not only planned, the latest first."""
+    from prefect.client.schemas.filters import (
+        DeploymentFilter,
+        DeploymentFilterName,
+        FlowRunFilter,
+        FlowRunFilterState,
+        FlowRunFilterStateName,
+    )
+
+    named = DeploymentFilter(name=DeploymentFilterName(any_=[deployment]))
+    begun = FlowRunFilter(state=FlowRunFilterState(name=FlowRunFilterStateName(not_any_=["Scheduled"])))
     with client_of(site) as client:
-        (wanted,) = [one.id for one in client.read_deployments() if one.name == deployment]
-        runs = [run for run in client.read_flow_runs(limit=200) if run.deployment_id == wanted]
-    return sorted([run for run in runs if run.state_name != "Scheduled"], key=lambda run: run.created, reverse=True)
+        runs = client.read_flow_runs(deployment_filter=named, flow_run_filter=begun, limit=200)
+    return sorted(runs, key=lambda run: run.created, reverse=True)
 
 
 def snapshot(site: Project) -> dict[str, Any]:
@@ -223,7 +238,7 @@ def kill_and_see_it_go_on(site: Project) -> None:
         assert (added.returncode, added.stderr) == (0, "")
         assert f"The Prefect server at {server_url(site)} was told." in added.stdout
         victim = wait_for(lambda: flow_process(first, site, "retrain-arrived"))
-        wait_for(lambda: checkpoint_step(site), often=0.002)
+        wait_for(lambda: checkpoint_step(site), often=0.01)
         os.kill(first.pid, signal.SIGKILL)
         victim.kill()
     restarted = time.time()
