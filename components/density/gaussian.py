@@ -32,6 +32,7 @@ from components.density.shrinkage import (
 from components.foundation.blas import one_blas_thread
 from components.foundation.errors import UserError
 
+WORTH_THREADS = 1_000_000  # cubed sizes of small matrices: less is computed before a thread has begun
 Result = TypeVar("Result")
 Layout = Literal["image", "shared", "location", "pooled"]
 Covariance = Literal["ledoit-wolf", "oas", "empirical", "ridge", "low-rank"]
@@ -553,6 +554,10 @@ def _each(compute: Callable[[Any], Result], matrices: Sequence[Any] | np.ndarray
     """`compute` of each small matrix, in order; on all cores, with one thread for each, as BLAS loses time on them."""
     if len(matrices) == 1:
         yield compute(matrices[0])
+        return
+    if isinstance(matrices, np.ndarray) and matrices.size * matrices.shape[-1] < WORTH_THREADS:
+        with one_blas_thread():
+            yield from map(compute, matrices)
         return
     with one_blas_thread(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         yield from pool.map(compute, matrices)
