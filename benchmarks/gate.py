@@ -30,7 +30,8 @@ from benchmarks.common import print_table, write_results
 from benchmarks.degraded import Model, Models, image_auroc, models_of
 from benchmarks.methods import known_rows
 from components.foundation.params import GateParams
-from components.registry.gate.decision import Compared, Cost, Evidence, Rates, count_comparisons, decide
+from components.registry.gate.decision import Compared, Evidence, Rates, count_comparisons, decide
+from components.registry.gate.probe import Cost
 from components.registry.gate.statistics import Levels, Rate, auroc_difference, more_often, resamples
 
 IMAGES = (20, 50, 100, 200)  # of either class

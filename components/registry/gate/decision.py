@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from components.foundation.params import GateParams
+from components.registry.gate.probe import Cost
 from components.registry.gate.statistics import Difference, Levels, Rate, resolution
 
 Word = Literal["promote", "hold", "reject"]
@@ -48,18 +49,6 @@ class Rates:
     challenger: Rate
     more: float
     fewer: float
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a model costs in a process of its own, or why it does not run there.
-
-    milliseconds: of one image, the median. megabytes: of memory at most.
-    """
-
-    milliseconds: float = 0.0
-    megabytes: float = 0.0
-    error: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,23 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-
-from components.registry.gate.decision import Cost
 
 SECONDS = 900  # until a capsule that does not answer is given up
 IMAGES = 8  # scored one by one, after one that is not counted
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs in a process of its own, or why it does not run there.
+
+    milliseconds: of one image, the median. megabytes: of memory at most.
+    """
+
+    milliseconds: float = 0.0
+    megabytes: float = 0.0
+    error: str = ""
 
 
 def probe(capsule: Path, threads: int) -> Cost:

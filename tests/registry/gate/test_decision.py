@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from components.foundation.params import GateParams, MarginParams
-from components.registry.gate.decision import Compared, Cost, Evidence, Rates, Reason, decide, decide_first
+from components.registry.gate.decision import Compared, Evidence, Rates, Reason, decide, decide_first
+from components.registry.gate.probe import Cost
 from components.registry.gate.statistics import Difference, Rate, more_often
 
 GATE = GateParams()
