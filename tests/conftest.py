@@ -28,6 +28,11 @@ _MLFLOW_VARIABLES = (
 )
 
 
+LIBRARIES = (  # which programs use besides stages; not Prefect's, which reads its settings as it is imported
+    *("dvc.cli", "dvc.repo", "dvc.commands.repro", "dvc.commands.status", "dvc.commands.data_sync", "dvc.scm"),
+    *("mlflow.store.model_registry.sqlalchemy_store", "typer", "rich.table", "pandas", "scipy.stats", "jinja2"),
+    *("httpx", "jsonschema", "griffe", "pydantic_settings", "anyio", "boto3"),
+)
 LONGEST = (  # take minutes each: begun first, so that no process waits for another at the end
     *("retraining/test_update.py", "retraining/test_prefect_server.py", "registry/test_promotion.py"),
     *("retraining/test_mission.py", "arrivals/test_ingest_line.py", "commands/test_errors.py"),
@@ -171,15 +176,15 @@ def databases(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -
 def project(tmp_path_factory: pytest.TempPathFactory, databases: Path) -> Iterator[Project]:
     """A tiny project with two categories in which nothing has run yet; to be copied, not changed.
 
-    Its stages are forked from one process that has imported the libraries (`Project.cold` has none), and its flows
-    talk to one Prefect server (`Project.alone` has none): a temporary one costs each of them ten seconds.
+    Its programs and stages are forked from one process that has imported the libraries (`Project.cold` has none), and
+    its flows talk to one Prefect server (`Project.alone` has none): a temporary one costs each of them ten seconds.
     """
     from flows.retraining.warm_stages import ADDRESS, warm_process
 
     made = make_project(tmp_path_factory.mktemp("line") / "fresh")
     shutil.copytree(databases, made.folder / ".flawline")
     server = prefect_server(made.folder.parent / "server", "--no-services")
-    with warm_process({"OMP_NUM_THREADS": "1"}) as address, server as url:
+    with warm_process({"OMP_NUM_THREADS": "1"}, LIBRARIES) as address, server as url:
         yield Project(made.folder, {**made.environment, ADDRESS: address, SERVER: url})
 
 
@@ -211,7 +216,7 @@ def first_run(
     """A copy of the project after one `flawline run`, and what that said; tests leave its outputs as they are."""
 
     def make(folder: Path) -> None:
-        done = project.copy(folder / "project").alone().flawline("run")
+        done = project.copy(folder / "project").alone().cold().flawline("run")  # as a person's first
         (folder / "said.json").write_text(json.dumps([done.returncode, done.stdout, done.stderr]))
 
     folder = made_in_session("ran", tmp_path_factory, make)

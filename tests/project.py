@@ -32,7 +32,7 @@ TINY: dict[str, Any] = {
     "backbone": {"name": "lcnet_035", "weights": "none"},
     "training": {
         **{"head_steps": 4, "head_rate": 0.03, "steps": 20, "rate": 0.03, "optimizer": "sgd", "batch": 4},
-        **{"freeze_batch_norm": False, "projection": [32], "checkpoint_steps": 2, "exam_steps": 10, "device": "cpu"},
+        **{"freeze_batch_norm": False, "projection": [32], "checkpoint_steps": 2, "exam_steps": 20, "device": "cpu"},
     },
     "fit": {"folds": 2, "layout": "auto"},
     "threshold": {"false_alarm_rate": 0.3},
@@ -67,11 +67,17 @@ class Project:
 
     def flawline(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         """`flawline ARGUMENTS`."""
-        return self.run("-m", "flows.commands.cli", *map(str, arguments))
+        return self._program("flows.commands.cli", *map(str, arguments))
 
     def dvc(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`dvc ARGUMENTS`."""
-        return self.run("-m", "dvc", *arguments)
+        return self._program("dvc", *arguments)
+
+    def _program(self, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a module, forked where there is one from the process that has imported the libraries already."""
+        if ADDRESS not in self.environment:
+            return self.run("-m", module, *arguments)
+        return self.run("-S", str(REPOSITORY / "infra/warm_stage.py"), module, *arguments)
 
     def git(self, *arguments: str) -> str:
         """What `git ARGUMENTS` prints, without the last newline; an error if it fails."""
@@ -89,7 +95,7 @@ class Project:
         return self.run("-m", f"components.stages.{name}", category, before=before)
 
     def cold(self) -> "Project":
-        """The same, but each flow makes ready its own process from which its stages are forked."""
+        """The same, but programs start as a person's do, and each flow makes ready its own process for its stages."""
         return self._without(ADDRESS)
 
     def alone(self) -> "Project":

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
@@ -57,21 +57,26 @@ def warm_stages(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def warm_process(variables: Mapping[str, str]) -> Iterator[str]:
-    """Keep a process ready from which stages are forked; it ends with the block, or with us. Yields its address."""
+def warm_process(variables: Mapping[str, str], also: Sequence[str] = ()) -> Iterator[str]:
+    """Keep a process ready from which stages are forked; it ends with the block, or with us. Yields its address.
+
+    also: libraries to import besides those of the stages.
+    """
     with tempfile.TemporaryDirectory(prefix="flawline-") as folder, socket.socket(socket.AF_UNIX) as listener:
         address = os.path.join(folder, "stages")
         listener.bind(address)
         listener.listen()  # stages that come too early wait here
-        with _started(listener, address, variables) as process, ended_first(partial(_let_go, process)):
+        with _started(listener, address, variables, also) as process, ended_first(partial(_let_go, process)):
             try:
                 yield address
             finally:
                 process.kill()  # it may still be importing
 
 
-def _started(listener: socket.socket, address: str, variables: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "flows.retraining.warm_stages", str(listener.fileno()), address]
+def _started(
+    listener: socket.socket, address: str, variables: Mapping[str, str], also: Sequence[str]
+) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "flows.retraining.warm_stages", str(listener.fileno()), address, *also]
     return subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -87,16 +92,16 @@ def _let_go(process: "subprocess.Popen[bytes]") -> None:
         process.stdin.close()
 
 
-def main(number: str, address: str) -> None:
+def main(number: str, address: str, *also: str) -> None:
     """Import the libraries, and fork for each stage that a socket is asked for, until standard input is closed.
 
-    number: of the inherited file of the listening socket. address: the socket's own file. When standard input is
-    closed, whatever else is going on, all is killed that was forked, as a stage must not go on beside its flow's next
-    try, and the socket's folder is removed, as who made it may have been killed.
+    number: of the inherited file of the listening socket. address: the socket's own file. also: more libraries.
+    When standard input is closed, whatever else is going on, all is killed that was forked, as a stage must not go on
+    beside its flow's next try, and the socket's folder is removed, as who made it may have been killed.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends with the flow
     threading.Thread(target=_end_with_our_owner, args=(os.path.dirname(address),), daemon=True).start()
-    for name in PRELOADED:
+    for name in (*PRELOADED, *also):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     gc.freeze()  # a stage that looks for garbage need not copy all libraries' memory
@@ -146,6 +151,8 @@ def become(request: dict[str, Any], files: list[int]) -> None:
         os.dup2(file, target)
         os.close(file)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("components", "flows")]:
+        del sys.modules[name]  # they may be of another folder than the client's
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])

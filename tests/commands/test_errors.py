@@ -78,8 +78,9 @@ def refusals(workspace_copy: Project) -> dict[str, subprocess.CompletedProcess[s
         root = workspace_copy.folder / "data" / "tiny" / fault
         write_category(root, seed=2, defects=4)
         spoil(root)
+    limits = {"bomb": _two_gigabytes_at_most}  # of memory, in an interpreter of its own
     with ThreadPoolExecutor(2) as pool:
-        done = pool.map(lambda fault: workspace_copy.stage("validate", fault, before=_two_gigabytes_at_most), FAULTS)
+        done = pool.map(lambda fault: workspace_copy.stage("validate", fault, before=limits.get(fault)), FAULTS)
         return dict(zip(FAULTS, done, strict=True))
 
 
