@@ -100,9 +100,30 @@ def prefect_server(folder: Path, *options: str) -> Iterator[str]:
     options: of `prefect server start`, such as --no-services for one that fires no schedule, and idles for less.
     """
     shutil.copytree(prefect_database(), folder, dirs_exist_ok=True)
+    with _serving(folder, _prefect_environment(folder), *options) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def busy_prefect_server(folder: Path) -> Iterator[str]:
+    """The same for workers and schedules, on PostgreSQL if it is installed: SQLite, when locked, loses events."""
+    if postgres_programs() is None:
+        with prefect_server(folder) as url:
+            yield url
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with postgres_server() as uri:
+        database = uri.replace("postgresql:", "postgresql+asyncpg:")
+        own = {**_prefect_environment(folder), "PREFECT_SERVER_DATABASE_CONNECTION_URL": database}
+        with _serving(folder, own) as url:
+            yield url
+
+
+@contextlib.contextmanager
+def _serving(folder: Path, environment: dict[str, str], *options: str) -> Iterator[str]:
     port = free_port()
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), *options]
-    with running(command, port, folder / "server.log", _prefect_environment(folder)):
+    with running(command, port, folder / "server.log", environment):
         url = f"http://127.0.0.1:{port}/api"
         _wait_until_answers(f"{url}/health", folder / "server.log")
         yield url

@@ -26,7 +26,7 @@ from flows.data.versions import commit_folder, recorded_digest
 from tests.project import SIDE, Project, surface, write_image
 from tests.retraining.test_prefect_server import runs_of, unless_locked, wait_for, worker
 from tests.retraining.test_reproduction import said
-from tests.servers import prefect_server
+from tests.servers import busy_prefect_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 LEARNED, TESTED = 40, 60  # good images; test images of either kind, enough for the gate to tell 5 points
@@ -56,7 +56,7 @@ def site(git_project: Project, tmp_path: Path) -> Iterator[Project]:
     git_project.git("commit", "-qm", "A line of two products")
     for category in ("widget", "gadget"):
         commit_folder(category)
-    with prefect_server(tmp_path / "server") as url:
+    with busy_prefect_server(tmp_path / "server") as url:
         profile = f'active = "here"\n[profiles.here]\nPREFECT_API_URL = "{url}"\n'
         (tmp_path / "profiles.toml").write_text(profile)
         own = {"PREFECT_PROFILES_PATH": str(tmp_path / "profiles.toml"), "PREFECT_WORKER_QUERY_SECONDS": "1"}

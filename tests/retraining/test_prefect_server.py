@@ -22,7 +22,7 @@ import yaml
 from flows.retraining.asking import DEPLOYMENT
 from tests.project import STEPS, Project
 from tests.retraining.test_kill import attempts, checkpoint_step, mlflow_client
-from tests.servers import end, prefect_server
+from tests.servers import busy_prefect_server, end
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -46,7 +46,7 @@ def site(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     site = Project(copy.folder, {**copy.alone().environment, **own})
     site.git("add", ".gitignore", ".dvcignore", ".dvc", "dvc.yaml", "params.yaml", "prefect.yaml")
     site.git("commit", "-qm", "Begin")
-    with prefect_server(folder / "server") as url:
+    with busy_prefect_server(folder / "server") as url:
         assert site.run("-m", "prefect", "config", "set", f"PREFECT_API_URL={url}").returncode == 0
         deployed = site.flawline("deploy")
         assert (deployed.returncode, deployed.stderr) == (0, "")
