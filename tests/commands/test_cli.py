@@ -28,7 +28,7 @@ def test_help_names_every_command(project: Project) -> None:
 
 
 def test_signs_that_a_terminal_lacks_are_no_error(project: Project) -> None:
-    western = Project(project.folder, {**project.environment, "PYTHONIOENCODING": "latin-1"})
+    western = Project(project.folder, {**project.cold().environment, "PYTHONIOENCODING": "latin-1"})
     done = western.flawline("run", "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert "\\u2026" in done.stdout
