@@ -27,7 +27,7 @@ from flows.data.dvc_project import repo_at, silent_stdout, whole_files
 from flows.data.quick_lock import quick_lockfile
 from flows.retraining.stages import STAGES
 
-COUNTS = (2, 15, 50)
+COUNTS = (2, 15)
 REPEATS = 5
 
 
