@@ -88,20 +88,15 @@ def measure(count: int) -> list[dict[str, Any]]:
 
 def reproduce(target: str, quick: bool, force: bool) -> float:
     """CPU seconds of this process for one stage."""
+    from dvc import dvcfile
     from dvc.repo import Repo
 
-    set_lockfile(quick)
+    if not quick:
+        dvcfile.Lockfile = quick_lockfile().__base__
     begun = time.process_time()
     with repo_at(Path.cwd(), whole_files()()) if quick else Repo(os.getcwd()) as repo, silent_stdout():
         repo.reproduce([target], single_item=True, force=force)
     return time.process_time() - begun
-
-
-def set_lockfile(quick: bool) -> None:
-    """Let DVC read and write its lock file in one of the two ways."""
-    from dvc import dvcfile
-
-    dvcfile.Lockfile = quick_lockfile() if quick else quick_lockfile().__base__
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from components.data.version import Difference, Manifest, is_mask
-from components.evaluation.sheets import contact_sheet
 from components.foundation.limits import ImageLimits
 from components.images.decode import decode_image, read_mask
 
@@ -44,6 +43,8 @@ def draw_sheet(
     pictures: list[tuple[str, str, str]], read: Callable[[str], bytes], limits: ImageLimits, path: Path, title: str
 ) -> None:
     """Write the pictures of `shown_objects` as one PNG; `read(digest)` gives an image file's content."""
+    from components.evaluation.sheets import contact_sheet  # imports matplotlib
+
     images = [_picture(read(digest), name, limits) for digest, name, _ in pictures]
     captions = [f"{words}\n{_short(name)}" for _, name, words in pictures]
     contact_sheet(images, captions, path, title=title)

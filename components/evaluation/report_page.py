@@ -3,9 +3,10 @@
 import base64
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from jinja2 import Environment, StrictUndefined, Template
 from PIL import Image
 
@@ -13,9 +14,7 @@ from components.foundation.errors import UserError, printable
 from components.foundation.limits import ImageLimits
 from components.images.dataset import Category
 from components.images.decode import read_image
-
-if TYPE_CHECKING:
-    import pandas as pd
+from components.images.table import good_values
 
 THUMBNAIL = 112  # pixels on the longer side
 SHOWN = 8  # offending images with a thumbnail per rule
@@ -24,7 +23,7 @@ BINS = 32
 PLOT = (300.0, 64.0)  # width and height of a histogram, in its own units
 
 
-def render_page(report: dict[str, Any], table: "pd.DataFrame", category: Category, limits: ImageLimits) -> str:
+def render_page(report: dict[str, Any], table: pd.DataFrame, category: Category, limits: ImageLimits) -> str:
     """The page for a report of `components.stages.validate`: a whole HTML document, the same bytes for the same input.
 
     table: the image table that the report was made from. category, limits: to read the images that are shown.
@@ -73,31 +72,27 @@ def _files(category: Category) -> list[Path]:
     return [path for record in category.records for path in (record.path, *record.masks)]
 
 
-def _names_to_show(report: dict[str, Any], table: "pd.DataFrame") -> list[str]:
+def _names_to_show(report: dict[str, Any], table: pd.DataFrame) -> list[str]:
     broken = [check for check in report["checks"] if not check["success"]]
     offending = [offence for check in broken for offence in check["images"][:SHOWN]]
     names = [name for offence in offending for name in (offence["name"], offence["other"]) if name]
     return list(dict.fromkeys([*_samples(table), *names]))
 
 
-def _samples(table: "pd.DataFrame") -> list[str]:
+def _samples(table: pd.DataFrame) -> list[str]:
     """Names of a few good training images that can be decoded, spread evenly over them."""
     good = table.loc[(table["split"] == "train") & table["decodes"], "name"].tolist()
     places = np.linspace(0, len(good) - 1, min(SAMPLES, len(good))).round().astype(int)
     return [good[place] for place in places]
 
 
-def _varies(table: "pd.DataFrame", measure: str) -> bool:
+def _varies(table: pd.DataFrame, measure: str) -> bool:
     """Whether there is anything to plot: the colour shares of grey images, for one, are all the same."""
-    from components.images.table import good_values
-
     return bool(np.ptp(good_values(table, measure, "train")) > 1e-9)
 
 
-def _plot(measure: str, expected: dict[str, float], table: "pd.DataFrame") -> dict[str, Any]:
+def _plot(measure: str, expected: dict[str, float], table: pd.DataFrame) -> dict[str, Any]:
     """Two histograms (good training and good test images) over one axis, with the expected range as a band."""
-    from components.images.table import good_values
-
     train, test = (good_values(table, measure, split) for split in ("train", "test"))
     values = np.concatenate([train, test])
     axis = (min(expected["low"], values.min()), max(expected["high"], values.max()))

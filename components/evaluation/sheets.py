@@ -10,9 +10,11 @@ from functools import cache, lru_cache
 from io import BytesIO
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 
 from components.foundation.files import write_bytes
 
@@ -174,8 +176,6 @@ def _outlined(tile: Image.Image, mask: NDArray[np.bool_] | None, shape: tuple[in
     """The tile with the mask's outline in bright cyan on a dark hem, so that it shows on any ground."""
     if mask is None or not np.any(mask):
         return tile
-    from scipy import ndimage  # who draws nothing need not wait for it
-
     inside = _placed(mask, shape, tile.width) > 0.25
     line = ndimage.binary_dilation(inside) & ~ndimage.binary_erosion(inside)  # closed at the tile's edge too
     hem = ndimage.binary_dilation(line) & ~line
@@ -214,8 +214,6 @@ def _overlaid(
 
 def _inferno(level: NDArray[np.floating]) -> NDArray[np.float32]:
     """Colours (..., 3) in [0, 255] of levels (...) in [0, 1]."""
-    import matplotlib
-
     return 255 * matplotlib.colormaps["inferno"](level)[..., :3].astype(np.float32)
 
 
@@ -308,8 +306,6 @@ def _text_size(tile: int) -> int:
 @lru_cache(maxsize=16)
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """matplotlib ships DejaVu Sans: the same letters on every machine, in every figure."""
-    import matplotlib
-
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"DejaVuSans{'-Bold' if bold else ''}.ttf"
     return ImageFont.truetype(file, size, layout_engine=ImageFont.Layout.BASIC)
 

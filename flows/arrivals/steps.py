@@ -18,7 +18,6 @@ from components.arrivals.entries import Entry, GoneError
 from components.arrivals.inbox import Source, are_at_rest, at_rest, open_source
 from components.arrivals.inspection import Inspection, Inspectors
 from components.arrivals.outcome import count_words, image_name, store_outcomes, summarise
-from components.arrivals.page import render_arrivals
 from components.arrivals.review import list_held
 from components.arrivals.triage import Verdict, arrival_limits, check_entry, triage
 from components.foundation.errors import UserError, printable
@@ -193,6 +192,8 @@ def acknowledge(delivery: Delivery, params: Params) -> dict[str, Any]:
     looked at them; commit, message, lost (see `versions.Committed`; these three only where something was accepted,
     but for commit), pushed, announced (in words); page: where the page about the delivery is.
     """
+    from components.arrivals.page import render_arrivals  # imports pandas
+
     verdicts, claimed, triaged = _verdicts(delivery), delivery.result("claim"), delivery.result("triaged")
     limits = arrival_limits(with_depth(params, delivery.category))
     store_outcomes(delivery, _inbox(delivery), verdicts)

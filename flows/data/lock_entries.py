@@ -37,14 +37,14 @@ def split_entries(text: str) -> dict[str, str]:
     return {_name(lines): lines for lines in texts}
 
 
-def written(entries: Entries) -> bytes:
+def as_text(entries: Entries) -> str:
     """A lock with these entries."""
-    return (HEADER + "".join(entries.values())).encode()
+    return HEADER + "".join(entries.values())
 
 
 def parse_entries(entries: Entries) -> dict[str, dict[str, Any]]:
     """What these entries say of each stage."""
-    return dict(parse_yaml(written(entries).decode(), LOCK)["stages"] or {})
+    return dict(parse_yaml(as_text(entries), LOCK)["stages"] or {})
 
 
 def of_category(entries: Mapping[str, Any], category: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from yaml import YAMLError
 
-from flows.data.lock_entries import HEADER, split_entries
+from flows.data.lock_entries import as_text, parse_entries, split_entries
 
 _parsed: dict[str, str] = {}  # the latest text -> what it says, as JSON
 
@@ -50,11 +50,12 @@ def quick_lockfile() -> type[Any]:
                 return
             made = {name: entry for stage in stages for name, entry in to_lockfile(stage, **kwargs).items()}
             texts = {name: _entry_text(name, entry) for name, entry in made.items()}
+            new = as_text(entries | texts)
             with self.repo.fs.open(self.path, "w+", encoding="utf-8") as file:
-                file.write(HEADER + "".join((entries | texts).values()))
+                file.write(new)
             if any(entries.get(name) != lines for name, lines in texts.items()):
                 self.repo.scm_context.track_file(self.relpath)
-            _remember_with(data, entries | texts, texts)
+            _remember(new, data | {"stages": data["stages"] | parse_entries(texts)})
 
         def _read(self) -> str:
             with self.repo.fs.open(self.path, encoding="utf-8") as file:
@@ -69,7 +70,7 @@ def _entries_of(data: dict[str, Any], text: str) -> dict[str, str] | None:
         entries = split_entries(text)
     except YAMLError:
         return None
-    is_usual = HEADER + "".join(entries.values()) == text and data.keys() == {"schema", "stages"}
+    is_usual = as_text(entries) == text and data.keys() == {"schema", "stages"}
     return entries if is_usual and data["stages"].keys() == entries.keys() else None
 
 
@@ -78,14 +79,6 @@ def _entry_text(name: str, entry: Any) -> str:
     from dvc.utils.serialize import dumps_yaml
 
     return str(dumps_yaml({"stages": {name: entry}})).removeprefix("stages:\n")
-
-
-def _remember_with(data: dict[str, Any], entries: dict[str, str], new: dict[str, str]) -> None:
-    """Remember a text by what the one before said, and by parsing the new entries alone."""
-    from dvc.utils.serialize import parse_yaml
-
-    said = parse_yaml(HEADER + "".join(new.values()), "dvc.lock")
-    _remember(HEADER + "".join(entries.values()), said | {"stages": data["stages"] | said["stages"]})
 
 
 def _remember(text: str, data: Any) -> None:

@@ -188,7 +188,7 @@ def _files(category: str, own: Mapping[str, str], params: Params) -> Files:
             entries |= theirs
             kept = (metrics, Places(other).base)
             files |= {path.as_posix(): content for path in kept if (content := _content(path)) is not None}
-    files[LOCK] = lock_entries.written({name: entries[name] for name in _order(base, here) if name in entries})
+    files[LOCK] = lock_entries.as_text({name: entries[name] for name in _order(base, here) if name in entries}).encode()
     for path in (Places(category).metrics, Places(category).base, *_data_files(category, params)):
         if (content := _content(path)) is not None:
             files[path.as_posix()] = content

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.data.dvc_project import repo_at, whole_files
-from flows.data.quick_lock import let_dvc_be_quick, quick_lockfile
+from flows.data.quick_lock import quick_lockfile
 
 LOCK = Path("dvc.lock")
 PIPELINE = """\
@@ -76,7 +76,6 @@ def reproduce(quick: bool) -> list[Any]:
     if quick:
         with repo_at(Path.cwd(), whole_files()()) as repo:
             return list(repo.reproduce())
-    let_dvc_be_quick()
     dvcfile.Lockfile = quick_lockfile().__base__
     with Repo(os.getcwd()) as repo:
         return list(repo.reproduce())

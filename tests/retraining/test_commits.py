@@ -358,7 +358,7 @@ def test_an_entry_of_a_lock_is_taken_over_as_it_is_written() -> None:
     )
     entries = lock_entries.read_entries(text.encode())
     assert set(entries) == {"train@a", "train@b-c", "train@0x1"}
-    assert lock_entries.written(entries) == text.encode()
+    assert lock_entries.as_text(entries) == text
     assert lock_entries.outputs(lock_entries.parse_entries(entries)) == {"x": "12e4567"}
     assert set(lock_entries.of_category(entries, "b-c")) == {"train@b-c"}
     assert lock_entries.read_entries(None) == {}

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
 
 import psutil
 import pytest
@@ -105,19 +106,21 @@ def wait_for(look: Callable[[], Found | None], often: float = 1.0, patience: flo
 
 def runs_of(site: Project, deployment: str) -> list[Any]:
     """The flow runs of a deployment that are not only planned, the latest first."""
-    from prefect.client.schemas.filters import (
-        DeploymentFilter,
-        DeploymentFilterName,
-        FlowRunFilter,
-        FlowRunFilterState,
-        FlowRunFilterStateName,
-    )
+    from prefect.client.schemas import filters
 
-    named = DeploymentFilter(name=DeploymentFilterName(any_=[deployment]))
-    begun = FlowRunFilter(state=FlowRunFilterState(name=FlowRunFilterStateName(not_any_=["Scheduled"])))
+    wanted = filters.DeploymentFilter(id=filters.DeploymentFilterId(any_=[deployment_id(server_url(site), deployment)]))
+    not_planned = filters.FlowRunFilterStateName(not_any_=["Scheduled"])
+    begun = filters.FlowRunFilter(state=filters.FlowRunFilterState(name=not_planned))
     with client_of(site) as client:
-        runs = client.read_flow_runs(deployment_filter=named, flow_run_filter=begun, limit=200)
+        runs = client.read_flow_runs(deployment_filter=wanted, flow_run_filter=begun, limit=200)
     return sorted(runs, key=lambda run: run.created, reverse=True)
+
+
+@cache
+def deployment_id(url: str, name: str) -> UUID:
+    """The one deployment of that name; to deploy again changes it, and makes no other."""
+    (wanted,) = [one.id for one in opened_client(url).read_deployments() if one.name == name]
+    return wanted
 
 
 def snapshot(site: Project) -> dict[str, Any]:
@@ -265,6 +268,9 @@ def kill_and_see_it_go_on(site: Project) -> None:
     assert sorted(logged) == list(range(1, STEPS + 1))
     trained = [step for step, time in sorted(logged.items()) if 1000 * restarted <= time <= logged[STEPS]]
     assert trained == list(range(reached + 1, STEPS + 1))  # what the killed one had not sent is filled in after these
+    with client_of(site) as prefect:
+        left = [one for one in prefect.read_flow_runs(limit=200) if one.state_name in ("Running", "Cancelling")]
+    assert left == []
 
 
 def nothing_is_held(site: Project) -> bool:
